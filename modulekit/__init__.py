@@ -1,0 +1,27 @@
+"""Sonnet's way of writing networks, on JAX."""
+
+from modulekit import data, errors, initializers, losses, metrics, nets, optimizers
+from modulekit.core.describe import format_variables, log_variables, summary
+from modulekit.core.module import Module, allow_empty_variables, no_name_scope
+from modulekit.core.names import name_scope
+from modulekit.core.once import once
+from modulekit.core.randomness import RandomStream, next_key, seed
+from modulekit.core.sharing import (
+    AUTO_REUSE,
+    VariableScope,
+    VariableStore,
+    get_variable,
+    get_variable_scope,
+    variable_scope,
+)
+from modulekit.core.variable import Variable
+from modulekit.layers.dropout import Dropout
+from modulekit.layers.linear import Linear
+from modulekit.layers.sequential import Sequential
+from modulekit.metrics import Mean, Metric, Sum
+from modulekit.optimizers import Optimizer
+from modulekit.transforms.build import build
+from modulekit.transforms.functionalize import functionalize
+from modulekit.transforms.gradients import grad, implicit_value_and_gradients, value_and_grad
+from modulekit.transforms.jit import jit
+from modulekit.transforms.loops import fori_loop, scan, while_loop

@@ -1,0 +1,1 @@
+"""The core: variables, modules, names, sharing and randomness."""

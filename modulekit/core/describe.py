@@ -1,0 +1,70 @@
+"""Tables of variables."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from modulekit.core.variable import Variable
+
+_log = logging.getLogger("modulekit")
+_SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i", "complex": "c"}
+
+
+def spec_of(variable: Variable) -> str:
+    """Returns shape and dtype in short, such as `f32[784,10]`."""
+    text = str(variable.dtype)
+    word = text.rstrip("0123456789")
+    return f"{_SHORT.get(word, word)}{text[len(word) :]}[{','.join(str(size) for size in variable.shape)}]"
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    head = "| " + " | ".join(cell.ljust(w) for cell, w in zip(headers, widths, strict=True)) + " |"
+    rule = "|" + "+".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([head, rule, *lines])
+
+
+def format_variables(variables: Sequence[Variable]) -> str:
+    """Returns the variables as a table of name, specification, trainability and device.
+
+    Args:
+      variables: the variables, in any order; the table is sorted by scope, then falling rank, then name.
+
+    >>> print(format_variables([Variable(1.0, name="rate", trainable=False)]))
+    | Variable | Spec  | Trainable | Device |
+    |----------+-------+-----------+--------|
+    | rate     | f32[] | False     | CPU    |
+    """
+    ordered = sorted(variables, key=lambda v: (v.name.rpartition("/")[0], -v.ndim, v.name))
+    rows = [(v.name, spec_of(v), str(v.trainable), _device(v)) for v in ordered]
+    return _table(("Variable", "Spec", "Trainable", "Device"), rows)
+
+
+def _device(variable: Variable) -> str:
+    devices = sorted(str(device.platform).upper() for device in variable.stored().devices())
+    return devices[0] if len(devices) == 1 else f"{devices[0]} x{len(devices)}"
+
+
+def log_variables(variables: Sequence[Variable]) -> None:
+    """Logs the table of `format_variables` line by line, to the logger `modulekit`."""
+    for line in format_variables(variables).split("\n"):
+        _log.info(line)
+
+
+def summary(module: Any) -> str:
+    """Returns a table of a module's variables by path, a shared one once, and the totals.
+
+    Args:
+      module: a `Module`; anything with `paths()`.
+    """
+    paths = module.paths()
+    rows = [(path, v.name, spec_of(v), str(v.trainable), f"{v.size:,}") for path, v in paths.items()]
+    total = sum(v.size for v in paths.values())
+    trainable = sum(v.size for v in paths.values() if v.trainable)
+    size = sum(v.size * v.dtype.itemsize for v in paths.values())
+    plural = "" if len(paths) == 1 else "s"
+    return (
+        f"{module!r}\n{_table(('Path', 'Name', 'Spec', 'Trainable', 'Size'), rows)}\n"
+        f"{total:,} parameters in {len(paths)} variable{plural}, {trainable:,} of them trainable, {size:,} bytes"
+    )

@@ -1,0 +1,81 @@
+"""JAX transforms that modulekit does not manage, and what a variable may do inside them.
+
+A plain `jax.grad` or `jax.vmap` may read variables: they are constants to it, which is exact. A plain `jax.jit` may not:
+it would keep the values of its first trace for ever. None may write: the write would store a tracer, or happen once
+where the user meant it to happen every time.
+
+JAX tells one trace from another by `jax.extend.core.get_opaque_trace_state`. Whether a trace *stages* (records a
+program, as `jit` and `scan` do) is seen from an operation on constants: staged, even that gives a tracer.
+"""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
+
+from modulekit.errors import ForeignTransformError
+
+TraceState = Any
+
+
+def trace_state() -> TraceState:
+    """Returns a token of the innermost trace; equal tokens mean the same trace."""
+    return get_opaque_trace_state()
+
+
+_EAGER: TraceState = trace_state()
+
+# Functions of JAX's that stand on the call stack while it traces, by the transform that calls them: for messages only.
+_TRANSFORM_OF_FUNCTION = {
+    "vmap_f": "vmap", "value_and_grad_f": "value_and_grad", "grad_f": "grad", "jacfun": "grad", "hessian": "grad",
+    "_vjp": "value_and_grad", "_jvp": "value_and_grad", "linearize": "value_and_grad", "scan": "scan",
+    "while_loop": "while_loop", "fori_loop": "while_loop", "_cond": "cond", "cond": "cond", "switch": "cond",
+    "fun_remat": "remat", "eval_shape": "eval_shape", "make_jaxpr_f": "functionalize", "cache_miss": "jit",
+    "_python_pjit_helper": "jit", "_run_python_pjit": "jit",
+}  # fmt: skip
+
+
+def is_eager(state: TraceState) -> bool:
+    """Returns whether `state` is that of ordinary, untraced execution."""
+    return bool(state == _EAGER)
+
+
+def stages() -> bool:
+    """Returns whether the innermost trace records a program instead of computing values."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
+def innermost_transform() -> str:
+    """Returns the name of the JAX transform that is tracing the caller, as modulekit calls it; `jit` if unknown."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).split(".")[0] == "jax":
+            name = _TRANSFORM_OF_FUNCTION.get(frame.f_code.co_name)
+            if name is not None:
+                return name
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return "jit"
+
+
+def refuse_write(description: str) -> ForeignTransformError:
+    """Returns the error for a write inside a plain JAX transform."""
+    name = innermost_transform()
+    return ForeignTransformError(
+        f"{description} is written inside a plain JAX transform, which would drop the write or leak a tracer. "
+        f"The old value stays. Use mk.{name} in place of the JAX transform, or mk.functionalize to hand JAX a pure "
+        "function and take the new values back."
+    )
+
+
+def refuse_read(description: str) -> ForeignTransformError:
+    """Returns the error for a read that a plain JAX transform would turn into a constant."""
+    name = innermost_transform()
+    return ForeignTransformError(
+        f"{description} is read inside a plain JAX transform that compiles its function: the value would be baked in, "
+        f"and later assignments would not be seen. Use mk.{name} in place of the JAX transform, or mk.functionalize to "
+        "pass the values as arguments."
+    )

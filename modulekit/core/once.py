@@ -1,0 +1,81 @@
+"""`once`: a method that runs on its first call and never again.
+
+What has run is remembered with the instance, under the method's qualified name. So it survives pickling, copying and
+another process, and a child's method does not stand for its parent's. The body makes variables: it runs in a
+`concrete` context, where arrays are arrays under any trace. A body that raised has not run.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from modulekit.core import draws, overlay
+
+_ATTRIBUTE = "_once_done"
+
+
+class Once:
+    """A function or method wrapped by `once`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self._has_run = False
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Callable[..., None]:
+        return self if instance is None else functools.partial(self._call_on, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Runs the function, the first time."""
+        if not self._has_run:
+            _run(self.function, args, kwargs)
+            self._has_run = True
+
+    def _call_on(self, instance: Any, *args: Any, **kwargs: Any) -> None:
+        done = getattr(instance, _ATTRIBUTE, None)
+        if done is None:
+            done = set()
+            setattr(instance, _ATTRIBUTE, done)
+        key = self.function.__qualname__
+        if key not in done:
+            _run(self.function, (instance, *args), kwargs)
+            done.add(key)
+
+
+def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    counts = draws.snapshot()
+    try:
+        with overlay.concrete():
+            result = function(*args, **kwargs)
+    except BaseException:
+        draws.restore(counts)
+        raise
+    if result is not None:
+        raise ValueError(
+            f"@once decorated functions cannot return values: {function.__qualname__} returned {result!r}. "
+            "Store the value on the instance instead"
+        )
+
+
+def once(f: Callable[..., None]) -> Once:
+    """Decorates a function or method that runs only on its first call, per instance.
+
+    Args:
+      f: a function that returns None.
+
+    Returns:
+      The decorated function. Later calls do nothing.
+
+    Raises:
+      ValueError: on the call, if `f` returned a value.
+
+    >>> class Greeter:
+    ...     @once
+    ...     def greet(self):
+    ...         print("hello")
+    >>> greeter = Greeter()
+    >>> greeter.greet()
+    hello
+    >>> greeter.greet()
+    """
+    return Once(f)

@@ -1,0 +1,155 @@
+"""The overlay: what answers reads and takes writes while a transform traces.
+
+Variables never hold a tracer. A transform pushes an `Overlay` that binds the variables it manages to the tracers of its
+trace; reads are answered from there, or else from the overlay around it and at last from the variable itself; writes
+stay in the overlay until the transform has returned and its caller commits them. An exception pops the overlay, and
+every variable is as it was.
+
+A read answered from outside is recorded by every overlay on the way, because each of those transforms depends on it.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import jax
+
+from modulekit.core import foreign
+
+
+class Box(Protocol):
+    """What an overlay needs of a variable."""
+
+    def stored(self) -> jax.Array:
+        """Returns the array that the variable itself holds, and counts it as handed out."""
+        ...
+
+    def describe(self) -> str:
+        """Returns the variable's name and path, for messages."""
+        ...
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.overlay: Overlay | None = None
+        self.concrete = 0
+
+
+_active = _Active()
+
+
+class Overlay:
+    """One transform's view of the variables, while it traces.
+
+    Args:
+      values: the variables that it binds, with the tracers that stand for them.
+      baked: whether the values outside would be baked into a program that is not ours (`bakes_reads`).
+      collects_reads: whether every read becomes an input of the program in the end, as in `jit`.
+      forgiven: variables made by an earlier, abandoned attempt at this trace; `get_variable` may define them again.
+
+    Attributes:
+      values: the current value of each bound or written variable.
+      touched: the variables that were read and not bound, in the order of the first read.
+      written: the variables that were written, in the order of the first write.
+      born: the variables that were made.
+      ran: the modules of which a method ran, by id (a dataclass module may have no hash).
+    """
+
+    def __init__(
+        self,
+        values: Mapping[Any, Any] | None = None,
+        *,
+        baked: bool = False,
+        collects_reads: bool = False,
+        forgiven: Iterable[Any] = (),
+    ) -> None:
+        self.values: dict[Any, Any] = dict(values or {})
+        self.bound = frozenset(self.values)
+        self.touched: dict[Any, None] = {}
+        self.written: dict[Any, None] = {}
+        self.born: dict[Any, None] = {}
+        self.ran: dict[int, Any] = {}
+        self.outer: Overlay | None = _active.overlay
+        self.forgiven: set[Any] = set(forgiven) | (self.outer.forgiven if self.outer else set())
+        self._reads_are_safe: bool = collects_reads or (self.outer is not None and self.outer._reads_are_safe)
+        self._outside_is_baked = baked and not self._reads_are_safe
+        self._state: Any = None
+
+    def is_home(self, state: foreign.TraceState) -> bool:
+        """Returns whether `state` is that of this overlay's own trace."""
+        return bool(state == self._state)
+
+    def __enter__(self) -> Self:
+        self._state = foreign.trace_state()
+        _active.overlay = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        _active.overlay = self.outer
+        if self.outer is not None:
+            self.outer.ran.update(self.ran)
+            self.outer.born.update(self.born)
+
+    def read(self, box: Box) -> Any:
+        """Returns the value of `box` at this point of the trace."""
+        if _active.concrete and not self._has_written(box):
+            return box.stored()
+        value = self.values.get(box)
+        if value is not None:
+            return value
+        self.touched[box] = None
+        value = box.stored() if self.outer is None else self.outer.read(box)
+        if not self._reads_are_safe and not isinstance(value, jax.core.Tracer) and self._bakes():
+            raise foreign.refuse_read(box.describe())
+        return value
+
+    def _bakes(self) -> bool:
+        return self._outside_is_baked or (foreign.trace_state() != self._state and foreign.stages())
+
+    def _has_written(self, box: Box) -> bool:
+        return box in self.written or (self.outer is not None and self.outer._has_written(box))
+
+    def write(self, box: Box, value: Any) -> None:
+        """Replaces the value of `box` for the rest of the trace."""
+        if not _active.concrete and foreign.trace_state() != self._state:
+            raise foreign.refuse_write(box.describe())
+        self.values[box] = value
+        self.written[box] = None
+
+
+def active() -> Overlay | None:
+    """Returns the innermost overlay of this thread."""
+    return _active.overlay
+
+
+def bakes_reads() -> bool:
+    """Returns whether a plain JAX transform stands between the caller and the innermost overlay, and would compile.
+
+    A transform of ours asks this before it hands over to JAX: what its function reads from outside would be baked in.
+    """
+    state = foreign.trace_state()
+    running = _active.overlay
+    at_home = foreign.is_eager(state) if running is None else running.is_home(state)
+    return not at_home and not _active.concrete and foreign.stages()
+
+
+class concrete:  # noqa: N801 (a context manager that reads as a word)
+    """Context in which array operations give arrays, under any trace: where variables are made.
+
+    Reads are answered with the variables' own arrays, unless the running trace has written them.
+    """
+
+    def __enter__(self) -> None:
+        self._jax = jax.ensure_compile_time_eval()
+        self._jax.__enter__()
+        _active.concrete += 1
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        _active.concrete -= 1
+        self._jax.__exit__(kind, error, tb)
+
+
+def is_concrete() -> bool:
+    """Returns whether the caller stands in a `concrete` context."""
+    return _active.concrete > 0

@@ -1,0 +1,290 @@
+"""A variable: a named box around one array.
+
+The life of a variable. It is made once, usually by a module's `@once` method, with a concrete array. `.value` reads it,
+`.assign` replaces the array after a check of shape and dtype. While a transform traces, reads and writes go to the
+overlay (`overlay.py`), and the box itself changes only when the transform has returned. Equality and hash are identity:
+a variable used in two places is one array, one gradient and one entry in a checkpoint.
+
+The box owns its array. A compiled step donates the arrays that it overwrites, and an array that came from the user or
+was handed out to the user must survive that: such a box is marked as lent until `own` has given it a copy.
+"""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from modulekit.core import foreign, names, overlay, provenance
+from modulekit.core.arithmetic import Arithmetic, ArrayLike, value_of
+from modulekit.core.explain import summarize
+
+
+class Counter:
+    """Counts events of one kind, so that one comparison tells whether any has happened since."""
+
+    count = 0
+
+
+changes = Counter()  # of attributes and flags that a compiled function may depend on
+lendings = Counter()  # of arrays that came from the user or were handed out
+
+
+@final
+class Variable(Arithmetic):
+    """A named box around one `jax.Array` of fixed shape and dtype.
+
+    Arithmetic, `@`, indexing and comparisons other than `==` are forwarded to the value, so that `x @ self.w + self.b`
+    reads like the equation. Functions of `jax.numpy` and `jax.lax` take the `.value`.
+
+    Args:
+      initial_value: an array, a NumPy array or a number; copied, so that the variable owns it.
+      trainable: whether `Module.trainable_variables` lists it.
+      name: the last part of its name; the scopes around come before it.
+      dtype: the dtype to convert to; the value's own if None.
+
+    Raises:
+      TypeError: the value is a tracer, so that it would outlive its trace, or no array.
+
+    >>> v = Variable(jnp.ones([2, 3]), name="w")
+    >>> v.assign_add(jnp.ones([2, 3]))
+    >>> v
+    Variable('w', float32[2,3])
+    """
+
+    __slots__ = ("__weakref__", "_array", "_lent", "_name", "_origin", "_trainable")
+
+    def __init__(
+        self,
+        initial_value: ArrayLike,
+        trainable: bool = True,
+        name: str = "Variable",
+        dtype: Any = None,
+    ) -> None:
+        self._name = names.qualified(name)
+        self._origin = provenance.user_line()
+        self._trainable = bool(trainable)
+        self._array = _initial_array(initial_value, dtype, self._name)
+        self._lend()
+        running = overlay.active()
+        if running is not None:
+            running.born[self] = None
+
+    # What it is.
+
+    @property
+    def name(self) -> str:
+        """The full scope name, such as `mlp/linear_0/w`. Default names may repeat; attribute paths do not."""
+        return self._name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, fixed at construction."""
+        return tuple(self._array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype, fixed at construction."""
+        return np.dtype(self._array.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return int(self._array.ndim)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(self._array.size)
+
+    @property
+    def origin(self) -> provenance.Origin:
+        """The file and line that made the variable."""
+        return self._origin
+
+    @property
+    def trainable(self) -> bool:
+        """Whether `Module.trainable_variables` lists the variable; compiled functions notice a change."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, trainable: bool) -> None:
+        if bool(trainable) != self._trainable:
+            self._trainable = bool(trainable)
+            changes.count += 1
+
+    # Reading and writing.
+
+    @property
+    def value(self) -> jax.Array:
+        """The current array: a tracer while one of modulekit's transforms traces.
+
+        Raises:
+          ForeignTransformError: a plain JAX transform would bake the value into a compiled program.
+        """
+        running = overlay.active()
+        if running is not None:
+            return running.read(self)
+        if not overlay.is_concrete() and not foreign.is_eager(foreign.trace_state()) and foreign.stages():
+            raise foreign.refuse_read(self.describe())
+        return self.stored()
+
+    def read_value(self) -> jax.Array:
+        """Returns `.value`."""
+        return self.value
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Returns the value as a NumPy array of its own."""
+        return np.array(self.value)
+
+    def assign(self, value: ArrayLike) -> None:
+        """Replaces the value.
+
+        Args:
+          value: an array of the variable's shape and dtype, or a number for a scalar variable.
+
+        Raises:
+          ValueError: another shape or dtype; the message names the variable. A number fits any floating dtype, and an
+            array of JAX's default float32 also a variable of half precision.
+          ForeignTransformError: inside a plain JAX transform; the old value stays.
+        """
+        new = self.conforming(value)
+        running = overlay.active()
+        if running is not None:
+            running.write(self, new)
+            return
+        if not overlay.is_concrete() and not foreign.is_eager(foreign.trace_state()):
+            raise foreign.refuse_write(self.describe())
+        if isinstance(new, jax.core.Tracer):
+            raise TypeError(f"{self.describe()} is assigned a tracer that outlived its transform: {new}")
+        self._array = new
+        self._lend()
+
+    def assign_add(self, value: ArrayLike) -> None:
+        """Adds `value` (an array of the variable's shape, or a number) to the variable."""
+        self.assign(self.value + value_of(value))
+
+    def assign_sub(self, value: ArrayLike) -> None:
+        """Subtracts `value` (an array of the variable's shape, or a number) from the variable."""
+        self.assign(self.value - value_of(value))
+
+    def stored(self) -> jax.Array:
+        """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out."""
+        self._lend()
+        return self._array
+
+    def _lend(self) -> None:
+        self._lent = True
+        lendings.count += 1
+
+    def describe(self) -> str:
+        """Returns name and path for messages: `variable 'mlp/linear_0/w' (layers[0].w of MLP(...))`."""
+        for frame in names.frames():
+            if frame.module is not None:
+                path = frame.module.path_of(self)
+                if path is not None:
+                    return f"variable {self._name!r} (path {path} in {frame.module!r})"
+        return f"variable {self._name!r}"
+
+    def conforming(self, value: ArrayLike) -> jax.Array:
+        """Returns `value` as an array that the variable can take; raises `ValueError` if it cannot."""
+        array = jnp.asarray(value_of(value))
+        if tuple(array.shape) != self.shape:
+            raise ValueError(
+                f"{self.describe()} has shape {list(self.shape)} and cannot be assigned shape {list(array.shape)}: "
+                "a variable keeps its shape"
+            )
+        if array.dtype != self._array.dtype and not _converts(array, self._array.dtype):
+            raise ValueError(
+                f"{self.describe()} has dtype {self.dtype} and cannot be assigned dtype {array.dtype}: "
+                f"convert the value, as in value.astype('{self.dtype}')"
+            )
+        return self._same_dtype(array)
+
+    def _same_dtype(self, array: jax.Array) -> jax.Array:
+        if array.dtype == self._array.dtype and not array.weak_type:
+            return array
+        return lax.convert_element_type(array, self._array.dtype)
+
+    # Copies. A copy is a variable of its own with the same name and value.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "array": np.asarray(self.value), "name": self._name, "origin": tuple(self._origin),
+            "trainable": self._trainable,
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._array = jnp.array(state["array"])
+        self._name, self._trainable = state["name"], state["trainable"]
+        self._origin = provenance.Origin(*state["origin"])
+        self._lend()
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"{self.describe()} has no truth value: test its .value, or compare it with `is None`")
+
+    def __repr__(self) -> str:
+        text = f"{self.dtype}[{','.join(str(size) for size in self.shape)}]"
+        return f"Variable({self._name!r}, {text}{'' if self._trainable else ', trainable=False'})"
+
+
+def _converts(array: jax.Array, wanted: Any) -> bool:
+    """Returns whether an array of another dtype may be assigned: a Python number, or float32 to half precision."""
+    if array.weak_type:
+        kinds = ((jnp.integer, jnp.number), (jnp.floating, jnp.inexact), (jnp.complexfloating, jnp.complexfloating))
+        return any(jnp.issubdtype(array.dtype, given) and jnp.issubdtype(wanted, kind) for given, kind in kinds)
+    return array.dtype == jnp.float32 and wanted in (jnp.float16, jnp.bfloat16)
+
+
+def _initial_array(value: ArrayLike, dtype: Any, name: str) -> jax.Array:
+    if callable(value) and not isinstance(value, jax.Array | np.ndarray):
+        value = value()
+    value = value_of(value)
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"variable {name!r} would be made from a traced value ({summarize(value)}), which does not outlive its "
+            "trace. Make it in a method under @mk.once, from shapes and initializers and not from traced inputs"
+        )
+    with overlay.concrete():
+        array = value if isinstance(value, jax.Array) else jnp.array(value)
+        wanted = array.dtype if dtype is None else jnp.dtype(dtype)
+        return lax.convert_element_type(array, wanted) if array.dtype != wanted or array.weak_type else array
+
+
+# The storage of many variables at once, for compiled steps. Nothing else reads or replaces `_array` in bulk.
+
+
+def stored_arrays(variables: Sequence[Variable]) -> list[jax.Array]:
+    """Returns the arrays of `variables`, as they are."""
+    return [variable._array for variable in variables]
+
+
+def own(variables: Sequence[Variable]) -> None:
+    """Makes the arrays of `variables` safe to donate: those that are known outside are replaced by copies."""
+    for variable in variables:
+        if variable._lent:
+            variable._lent = False
+            array = variable._array
+            variable._array = jax.device_put(array, array.sharding, may_alias=False)
+
+
+def store_arrays(variables: Sequence[Variable], arrays: Sequence[jax.Array]) -> None:
+    """Replaces the arrays of `variables` by those that a program has just made and nobody else holds."""
+    for variable, array in zip(variables, arrays, strict=True):
+        variable._array = array
+
+
+def commit(variables: Sequence[Variable], values: Sequence[Any]) -> None:
+    """Writes the new values that a transform returned, to the overlay around it or to the variables themselves."""
+    running = overlay.active()
+    if running is not None:
+        for variable, value in zip(variables, values, strict=True):
+            running.write(variable, value)
+        return
+    if variables and not foreign.is_eager(foreign.trace_state()):
+        raise foreign.refuse_write(variables[0].describe())
+    for variable, value in zip(variables, values, strict=True):
+        variable._array = value
+        variable._lend()

@@ -1,0 +1,17 @@
+"""The errors that are modulekit's own.
+
+Wrong arguments raise Python's `ValueError` and `TypeError`. The classes here name the two situations that have no
+name in Python: a variable used where no correct result is possible, and a function that never settles while traced.
+"""
+
+
+class ForeignTransformError(RuntimeError):
+    """A variable was read or written inside a JAX transform that modulekit does not manage, where that would be wrong."""
+
+
+class UnsettledTraceError(RuntimeError):
+    """A function makes new variables every time it is traced, so that no compiled program can stand for it."""
+
+
+class CheckpointError(RuntimeError):
+    """A saved state does not fit the objects that it is restored into."""

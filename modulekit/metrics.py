@@ -1,0 +1,224 @@
+"""Metrics: modules that accumulate values over batches.
+
+`Sum` and `Mean` are Sonnet's: they add up what they are given, call by call. `ExampleMean` and `Accuracy` weigh every
+example the same however the examples are batched.
+"""
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from modulekit.core.arithmetic import value_of
+from modulekit.core.explain import summarize
+from modulekit.core.module import Module
+from modulekit.core.once import once
+from modulekit.core.variable import Variable
+
+
+class Metric(Module):
+    """Abstract: four verbs, `initialize`, `update`, `value` and `reset`."""
+
+    @abc.abstractmethod
+    def initialize(self, value: Any) -> None:
+        """Makes the variables, from the first value."""
+
+    @abc.abstractmethod
+    def update(self, value: Any) -> None:
+        """Accumulates a value."""
+
+    @property
+    @abc.abstractmethod
+    def value(self) -> jax.Array:
+        """The metric of all that was accumulated."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Forgets what was accumulated."""
+
+    def __call__(self, value: Any) -> jax.Array:
+        """Accumulates a value, and returns the metric so far."""
+        self.update(value)
+        return self.value
+
+
+class Sum(Metric):
+    """The element-wise sum of the values given.
+
+    >>> total = Sum()
+    >>> total(jnp.array([1.0, 2.0])).tolist(), total(jnp.array([3.0, 4.0])).tolist()
+    ([1.0, 2.0], [4.0, 6.0])
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.sum: Variable | None = None
+
+    @once
+    def initialize(self, value: Any) -> None:
+        """Makes the sum, of the shape and dtype of `value`."""
+        self.sum = _zeros_like(value, "sum")
+
+    def update(self, value: Any) -> None:
+        """Adds `value`, an array of the shape of the first one."""
+        self.initialize(value)
+        _made(self, self.sum).assign_add(value)
+
+    @property
+    def value(self) -> jax.Array:
+        """The sum so far."""
+        return _made(self, self.sum).value
+
+    def reset(self) -> None:
+        """Sets the sum to zero."""
+        total = _made(self, self.sum)
+        total.assign(jnp.zeros(total.shape, total.dtype))
+
+
+class Mean(Metric):
+    """The element-wise mean over calls: each call counts once, whatever its batch size (see `ExampleMean`).
+
+    >>> mean = Mean()
+    >>> float(mean(1.0)), float(mean(3.0))
+    (1.0, 2.0)
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.sum: Variable | None = None
+        self.count = Variable(jnp.zeros([], jnp.int32), trainable=False, name="count")
+
+    @once
+    def initialize(self, value: Any) -> None:
+        """Makes the sum, of the shape and dtype of `value`."""
+        self.sum = _zeros_like(value, "sum")
+
+    def update(self, value: Any) -> None:
+        """Adds `value`, an array of the shape of the first one, and counts one."""
+        self.initialize(value)
+        _made(self, self.sum).assign_add(value)
+        self.count.assign_add(1)
+
+    @property
+    def value(self) -> jax.Array:
+        """The mean so far."""
+        return _made(self, self.sum) / self.count
+
+    def reset(self) -> None:
+        """Sets sum and count to zero."""
+        total = _made(self, self.sum)
+        total.assign(jnp.zeros(total.shape, total.dtype))
+        self.count.assign(0)
+
+
+class ExampleMean(Metric):
+    """The mean over all examples, the same for any batch sizes.
+
+    The sum is kept in two float32 numbers (Neumaier's compensated summation), so that its error does not grow with the
+    number of batches; examples are counted as integers, exactly up to 2^31 - 1.
+
+    >>> mean = ExampleMean()
+    >>> mean.update(jnp.array([1.0, 1.0, 1.0]))
+    >>> float(mean(jnp.array([5.0])))
+    2.0
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.initialize()
+
+    @once
+    def initialize(self, value: Any = None) -> None:
+        """Makes sum, compensation and count."""
+        self.sum = Variable(jnp.zeros([]), trainable=False, name="sum")
+        self.compensation = Variable(jnp.zeros([]), trainable=False, name="compensation")
+        self.count = Variable(jnp.zeros([], jnp.int32), trainable=False, name="count")
+
+    def update(self, value: Shaped[Array, " batch"], mask: Shaped[Array, " batch"] | None = None) -> None:
+        """Adds the values of a batch.
+
+        Args:
+          value: `[batch]`, one value per example.
+          mask: `[batch]`, true for the examples that count; all of them if None.
+
+        Raises:
+          ValueError: not one value per example.
+        """
+        values = jnp.asarray(value_of(value))
+        if values.ndim != 1:
+            raise ValueError(f"{self!r} expects one value per example, [batch]; got {summarize(values)}")
+        values = values.astype(jnp.float32)
+        if mask is not None:
+            values = jnp.where(mask, values, 0.0)
+        added = values.sum()
+        total = self.sum + added
+        lost = jnp.where(
+            jnp.abs(self.sum.value) >= jnp.abs(added), (self.sum - total) + added, (added - total) + self.sum
+        )
+        self.sum.assign(total)
+        self.compensation.assign_add(lost)
+        self.count.assign_add(values.shape[0] if mask is None else jnp.count_nonzero(mask).astype(jnp.int32))
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        """The mean over all examples so far; NaN before the first."""
+        return (self.sum + self.compensation.value) / self.count
+
+    def reset(self) -> None:
+        """Forgets all examples."""
+        for variable in (self.sum, self.compensation, self.count):
+            variable.assign(0)
+
+
+class Accuracy(Module):
+    """The share of examples whose largest logit is the label's, the same for any batch sizes.
+
+    >>> accuracy = Accuracy()
+    >>> accuracy.update(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1]))
+    >>> float(accuracy.value)
+    0.5
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.mean = ExampleMean()
+
+    def update(self, logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> None:
+        """Adds a batch: `logits` `[batch, classes]` and integer `labels` `[batch]`."""
+        self.mean.update(correct(logits, labels))
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        """The share so far; NaN before the first example."""
+        return self.mean.value
+
+    def reset(self) -> None:
+        """Forgets all examples."""
+        self.mean.reset()
+
+
+def correct(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """Returns 1 for each example whose largest logit is its label's, else 0.
+
+    >>> correct(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).tolist()
+    [1.0, 0.0]
+    """
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"expected logits [batch, classes] and labels [batch], got {summarize(logits)} and {summarize(labels)}"
+        )
+    return (logits.argmax(axis=-1) == labels).astype(jnp.float32)
+
+
+def _zeros_like(value: Any, name: str) -> Variable:
+    shape, dtype = jnp.shape(value_of(value)), jnp.result_type(value_of(value))
+    return Variable(jnp.zeros(shape, dtype), trainable=False, name=name)
+
+
+def _made(metric: Module, variable: Variable | None) -> Variable:
+    if variable is None:
+        raise ValueError(f"{metric!r} has no value yet: call it, or its update, first")
+    return variable

@@ -1,0 +1,5 @@
+"""Networks made of layers."""
+
+from modulekit.nets.mlp import MLP
+
+__all__ = ["MLP"]

@@ -1,0 +1,1 @@
+"""JAX transforms over variables."""

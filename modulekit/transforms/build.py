@@ -1,0 +1,63 @@
+"""`build`: makes the variables of a module from the shapes of its inputs, without computing anything."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from modulekit.core.overlay import Overlay
+from modulekit.transforms.arguments import join, split
+from modulekit.transforms.settle import Footprint, plain
+
+
+def trace_abstractly(
+    function: Callable[..., Any], key: tuple[Any, ...], traced: list[Any], footprint: Footprint
+) -> Any:
+    """Runs a function on shapes alone, and adds the variables that it used to the footprint.
+
+    Returns:
+      The result, with a `jax.ShapeDtypeStruct` for each array.
+    """
+
+    def pure(leaves: list[Any]) -> Any:
+        args, kwargs = join(key, leaves)
+        with Overlay(collects_reads=True, forgiven=footprint.born) as running:
+            result = plain(function(*args, **kwargs))
+        footprint.reads.update(running.touched)
+        footprint.writes.update(running.written)
+        footprint.born.update(running.born)
+        return result
+
+    return jax.eval_shape(pure, traced)
+
+
+def build(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Makes the variables of the modules that a function calls, without computing anything else.
+
+    Args:
+      f: a module or function.
+      *args: its inputs: arrays, `jax.ShapeDtypeStruct`s, or shapes such as `[32, 784]`, which stand for float32 arrays.
+      **kwargs: likewise; booleans and strings are passed as they are.
+
+    Returns:
+      What `f` would return, with a `jax.ShapeDtypeStruct` for each array. Existing variables do not change.
+
+    >>> import modulekit as mk
+    >>> layer = mk.Linear(10)
+    >>> mk.build(layer, [32, 784]).shape
+    (32, 10)
+    >>> layer.w.shape
+    (784, 10)
+    """
+    args, kwargs = jax.tree.map(_specification, (args, kwargs), is_leaf=_is_shape)
+    traced, key = split(args, kwargs)
+    return trace_abstractly(f, key, traced, Footprint())
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(size, int) and not isinstance(size, bool) for size in value)
+
+
+def _specification(value: Any) -> Any:
+    return jax.ShapeDtypeStruct(value, jnp.float32) if _is_shape(value) else value

@@ -1,0 +1,174 @@
+"""Gradients with respect to variables."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
+
+import jax
+import jax.numpy as jnp
+
+from modulekit.core import variable
+from modulekit.core.explain import summarize
+from modulekit.core.module import Module
+from modulekit.core.overlay import Overlay, bakes_reads
+from modulekit.core.variable import Variable
+from modulekit.transforms.settle import Footprint, Unsettled, plain, values_of
+
+P = ParamSpec("P")
+Targets = Module | Sequence[Variable]
+
+
+def value_and_grad(fn: Callable[P, Any], variables: Targets, has_aux: bool = False) -> Callable[P, tuple[Any, Any]]:
+    """Returns a function that computes `fn` and its gradient with respect to variables.
+
+    Args:
+      fn: returns a scalar loss, or `(loss, aux)` with `has_aux`. What it writes to variables is kept.
+      variables: a sequence of variables; or a module, whose trainable variables are collected after the first run, so
+        that a model which has never been called trains from its first call.
+      has_aux: whether `fn` returns something beside the loss.
+
+    Returns:
+      A function of `fn`'s arguments that returns `(value, gradients)`: the value of `fn`, and one array of the
+      variable's shape and dtype for each variable, in their order; zeros where the loss does not depend on it.
+
+    Raises:
+      TypeError: on the call, if the loss is no floating-point scalar, or a variable is not floating-point.
+
+    >>> import modulekit as mk
+    >>> w = mk.Variable(3.0, name="w")
+    >>> value, (gradient,) = mk.value_and_grad(lambda x: x * w**2, [w])(2.0)
+    >>> float(value), float(gradient)
+    (18.0, 12.0)
+    """
+    _check_targets(variables)
+
+    @functools.wraps(fn)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> tuple[Any, Any]:
+        run = functools.partial(fn, *args, **kwargs)
+        if not isinstance(variables, Module):
+            return _differentiate(run, list(variables), has_aux, lambda _: None)
+        targets = _trainable(variables)
+
+        def check(_: Overlay) -> None:
+            nonlocal targets
+            found = _trainable(variables)
+            if found != targets:
+                targets = found
+                raise Unsettled
+
+        return Footprint().settle(lambda: _differentiate(run, targets, has_aux, check), "value_and_grad")
+
+    return wrapped
+
+
+def grad(fn: Callable[P, Any], variables: Targets, has_aux: bool = False) -> Callable[P, Any]:
+    """Returns a function that computes the gradient of `fn` with respect to variables.
+
+    Args:
+      fn: as for `value_and_grad`.
+      variables: as for `value_and_grad`.
+      has_aux: whether `fn` returns `(loss, aux)`.
+
+    Returns:
+      A function that returns the list of gradients, or `(gradients, aux)`.
+
+    >>> import modulekit as mk
+    >>> w = mk.Variable(3.0, name="w")
+    >>> float(mk.grad(lambda: w**2, [w])()[0])
+    6.0
+    """
+    both = value_and_grad(fn, variables, has_aux)
+
+    @functools.wraps(fn)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:
+        value, gradients = both(*args, **kwargs)
+        return (gradients, value[1]) if has_aux else gradients
+
+    return wrapped
+
+
+def implicit_value_and_gradients(fn: Callable[P, Any]) -> Callable[P, tuple[Any, list[tuple[jax.Array, Variable]]]]:
+    """Returns a function that computes `fn` and its gradient with respect to every trainable variable it reads.
+
+    Args:
+      fn: returns a scalar loss.
+
+    Returns:
+      A function that returns `(value, [(gradient, variable), ...])`, in the order of the first reads.
+
+    Raises:
+      TypeError: on the call, if the loss is no floating-point scalar.
+
+    >>> import modulekit as mk
+    >>> w = mk.Variable(3.0, name="w")
+    >>> value, [(gradient, variable)] = mk.implicit_value_and_gradients(lambda: w**2)()
+    >>> float(gradient), variable is w
+    (6.0, True)
+    """
+
+    @functools.wraps(fn)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> tuple[Any, list[tuple[jax.Array, Variable]]]:
+        run = functools.partial(fn, *args, **kwargs)
+        targets: list[Variable] = []
+
+        def check(seen: Overlay) -> None:
+            new = [v for v in seen.touched if v.trainable and jnp.issubdtype(v.dtype, jnp.inexact)]
+            targets.extend(new)
+            if new:
+                raise Unsettled
+
+        value, gradients = Footprint().settle(
+            lambda: _differentiate(run, list(targets), False, check), "implicit_value_and_gradients"
+        )
+        return value, list(zip(gradients, targets, strict=True))
+
+    return wrapped
+
+
+def _trainable(module: Module) -> list[Variable]:
+    return [v for v in module.paths().values() if v.trainable]
+
+
+def _check_targets(variables: Targets) -> None:
+    if isinstance(variables, Module):
+        return
+    wrong = [v for v in variables if not isinstance(v, Variable)]
+    if wrong:
+        raise TypeError(
+            f"gradients are taken with respect to variables or a module, not {summarize(wrong[0])} "
+            f"(a {type(wrong[0]).__name__}): pass model.trainable_variables, or the model itself"
+        )
+
+
+def _differentiate(
+    run: Callable[[], Any], targets: list[Variable], has_aux: bool, check: Callable[[Overlay], None]
+) -> tuple[Any, list[jax.Array]]:
+    for target in targets:
+        if not jnp.issubdtype(target.dtype, jnp.inexact):
+            raise TypeError(
+                f"{target.describe()} has dtype {target.dtype}, and has no gradient: make it trainable=False"
+            )
+    written: list[Variable] = []
+    baked = bakes_reads()
+
+    def pure(values: list[Any]) -> tuple[Any, Any]:
+        with Overlay(dict(zip(targets, values, strict=True)), baked=baked) as running:
+            result = plain(run())
+            check(running)
+        written[:] = running.written
+        loss = result[0] if has_aux else result
+        return _scalar(loss), (result, [running.values[v] for v in written])
+
+    (_, (result, new)), gradients = jax.value_and_grad(pure, has_aux=True)(values_of(targets))
+    variable.commit(written, new)
+    return result, gradients
+
+
+def _scalar(loss: Any) -> Any:
+    shape, dtype = jnp.shape(loss), jnp.result_type(loss)
+    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"a gradient needs a scalar floating-point loss, and the function returned {dtype}"
+            f"[{','.join(map(str, shape))}]: reduce it, as in loss.mean()"
+        )
+    return loss

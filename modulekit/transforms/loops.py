@@ -1,0 +1,133 @@
+"""Compiled loops over variables: the written ones are carried from step to step, the others are closed over."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp  # noqa: F401 (for the examples)
+
+from modulekit.core import variable
+from modulekit.core.overlay import Overlay, bakes_reads
+from modulekit.transforms.settle import Footprint, plain, values_of
+
+
+def scan(
+    f: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+) -> tuple[Any, Any]:
+    """Runs `carry, y = f(carry, x)` over the leading axis of `xs`, in one compiled loop.
+
+    Args:
+      f: the step. What it writes to variables is seen by the next step and kept at the end; random draws differ
+        from step to step.
+      init: the first carry, any structure of arrays.
+      xs: arrays of shape `[length, ...]`, or None.
+      length: the number of steps, where `xs` is None.
+      reverse: whether to go from the last element to the first.
+      unroll: how many steps the compiled loop's body holds.
+
+    Returns:
+      `(carry, ys)`: the last carry, and the outputs stacked along a new leading axis, `[length, ...]`.
+
+    Raises:
+      UnsettledTraceError: each step makes new variables.
+
+    >>> import modulekit as mk
+    >>> total = mk.Variable(0.0, name="total")
+    >>> def step(carry, x):
+    ...     total.assign_add(x)
+    ...     return carry, total * 2
+    >>> _, ys = mk.scan(step, None, jnp.arange(3.0))
+    >>> ys.tolist(), float(total)
+    ([0.0, 2.0, 6.0], 3.0)
+    """
+    footprint = Footprint()
+
+    def attempt() -> tuple[Any, Any]:
+        carried, baked = list(footprint.writes), bakes_reads()
+
+        def body(state: tuple[list[Any], Any], x: Any) -> tuple[tuple[list[Any], Any], Any]:
+            values, carry = state
+            with Overlay(dict(zip(carried, values, strict=True)), baked=baked, forgiven=footprint.born) as running:
+                carry, y = plain(f(carry, x))
+                footprint.check(running)
+            return ([running.values[v] for v in carried], carry), y
+
+        start = (values_of(carried), plain(init))
+        (new, carry), ys = jax.lax.scan(body, start, xs, length=length, reverse=reverse, unroll=unroll)
+        variable.commit(carried, new)
+        return carry, ys
+
+    return footprint.settle(attempt, "scan")
+
+
+def while_loop(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], init_val: Any) -> Any:
+    """Runs `value = body_fun(value)` while `cond_fun(value)`, in one compiled loop.
+
+    Args:
+      cond_fun: returns a boolean scalar. It may read variables and must not write any.
+      body_fun: the step. What it writes to variables is seen by the next step and kept at the end.
+      init_val: the first value, any structure of arrays.
+
+    Returns:
+      The last value.
+
+    Raises:
+      UnsettledTraceError: each step makes new variables.
+
+    >>> import modulekit as mk
+    >>> x = mk.Variable(1.0, name="x")
+    >>> int(mk.while_loop(lambda n: x < 100, lambda n: (x.assign(x * 3), n + 1)[1], 0)), float(x)
+    (5, 243.0)
+    """
+    footprint = Footprint()
+
+    def attempt() -> Any:
+        carried, baked = list(footprint.writes), bakes_reads()
+
+        def condition(state: tuple[list[Any], Any]) -> Any:
+            with Overlay(dict(zip(carried, state[0], strict=True)), baked=baked, forgiven=footprint.born) as running:
+                result = plain(cond_fun(state[1]))
+            if running.written:
+                raise ValueError(f"the condition of mk.while_loop writes {next(iter(running.written)).describe()}")
+            return result
+
+        def body(state: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
+            with Overlay(dict(zip(carried, state[0], strict=True)), baked=baked, forgiven=footprint.born) as running:
+                value = plain(body_fun(state[1]))
+                footprint.check(running)
+            return [running.values[v] for v in carried], value
+
+        new, value = jax.lax.while_loop(condition, body, (values_of(carried), plain(init_val)))
+        variable.commit(carried, new)
+        return value
+
+    return footprint.settle(attempt, "while_loop")
+
+
+def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_val: Any) -> Any:
+    """Runs `value = body_fun(i, value)` for `i` from `lower` to `upper - 1`, in one compiled loop.
+
+    Args:
+      lower: the first index, an integer or an integer scalar.
+      upper: the index after the last one; it may be traced.
+      body_fun: the step; it may read and write variables.
+      init_val: the first value, any structure of arrays.
+
+    Returns:
+      The last value.
+
+    >>> import modulekit as mk
+    >>> int(mk.fori_loop(0, 5, lambda i, total: total + i, 0))
+    10
+    """
+
+    def body(state: tuple[Any, Any]) -> tuple[Any, Any]:
+        index, value = state
+        return index + 1, body_fun(index, value)
+
+    return while_loop(lambda state: state[0] < upper, body, (lower, init_val))[1]

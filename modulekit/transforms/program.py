@@ -1,0 +1,121 @@
+"""One compiled program: a function, the variables that it reads and writes, and how it is called.
+
+Per call: one flat list of arrays in, one out. The arrays of written variables are donated, so that a step needs no
+second copy of the weights.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from modulekit.core import overlay, variable
+from modulekit.core.module import Module
+from modulekit.core.overlay import Overlay
+from modulekit.core.variable import Variable, lendings
+from modulekit.transforms.arguments import join
+from modulekit.transforms.settle import Footprint, plain
+from modulekit.transforms.snapshot import Snapshot
+
+
+class Program:
+    """A function compiled for one structure of arguments.
+
+    Args:
+      function: the user's function.
+      key: the structure and static part of its arguments.
+      footprint: the variables that are known to be used; those written become donated inputs.
+      donate: whether the arrays of written variables are given up to the program.
+    """
+
+    def __init__(self, function: Callable[..., Any], key: tuple[Any, ...], footprint: Footprint, donate: bool) -> None:
+        self.writes = list(footprint.writes)
+        self.reads = [v for v in footprint.reads if v not in footprint.writes]
+        self._function = function
+        self._key = key
+        self.footprint = footprint
+        self._shared: list[Variable] = []
+        self._ran: dict[int, Module] = {}
+        self._lendings = -1
+        self._snapshot: Snapshot | None = None
+        self._blocks = False
+        self._donate = donate and not jax.config.read("jax_debug_nans")
+        self.compiled = jax.jit(self._pure, donate_argnums=(0,) if self._donate else ())
+
+    def _pure(self, written: list[Any], read: list[Any], traced: list[Any]) -> tuple[list[Any], Any]:
+        args, kwargs = join(self._key, traced)
+        bindings = dict(zip(self.writes, written, strict=True)) | dict(zip(self.reads, read, strict=True))
+        with Overlay(bindings, collects_reads=True, forgiven=self.footprint.born) as running:
+            result = plain(self._function(*args, **kwargs))
+            self.footprint.check(running, reads=True, births=False)
+        new = [running.values[v] for v in self.writes]
+        self._shared = _sharing(self.writes, self.reads, new, read, result)
+        self._ran.update(running.ran)
+        return new, result
+
+    def prepare(self, traced: list[Any]) -> None:
+        """Traces the function, and gives up donation if the program talks to Python while it runs.
+
+        Such a program may fail halfway, and the variables must be as before.
+        """
+        current = (variable.stored_arrays(self.writes), variable.stored_arrays(self.reads), traced)
+        self._blocks = bool(self.compiled.trace(*current).jaxpr.effects)
+        if self._blocks:
+            self._donate = False
+            self.compiled = jax.jit(self._pure)
+
+    def lower(self, traced: list[Any]) -> jax.stages.Lowered:
+        """Returns the lowered program; `traced` may hold `jax.ShapeDtypeStruct`s."""
+        return self.compiled.lower(variable.stored_arrays(self.writes), variable.stored_arrays(self.reads), traced)
+
+    def is_current(self) -> bool:
+        """Returns whether the modules that ran are as they were when the program was traced."""
+        return self._snapshot is None or self._snapshot.holds()
+
+    def call(self, traced: list[Any]) -> Any:
+        """Runs the program on the variables themselves and replaces the values of the written ones."""
+        writes = self.writes
+        if self._donate and self._lendings != lendings.count:
+            variable.own(writes)
+            self._lendings = lendings.count
+        # `map` inside `extend` calls the program and keeps its result without returning to the interpreter, so that a
+        # Ctrl-C finds either the old arrays or the new ones, and never a donated one.
+        done: list[Any] = []
+        arguments = ([variable.stored_arrays(writes)], [variable.stored_arrays(self.reads)], [traced])
+        try:
+            done.extend(map(self.compiled, *arguments))
+            if self._blocks:
+                done = [jax.block_until_ready(done[0])]
+            variable.store_arrays(writes, done[0][0])
+        except BaseException:
+            if done and not self._blocks:
+                variable.store_arrays(writes, done[0][0])
+            raise
+        if self._snapshot is None:
+            self._snapshot = Snapshot(self._ran.values())
+        for shared in self._shared:
+            shared.stored()
+        return done[0][1]
+
+    def call_inside(self, traced: list[Any]) -> Any:
+        """Runs the program inside another transform, whose overlay answers and takes the values."""
+        written = [v.value for v in self.writes]
+        new, result = self.compiled(written, [v.value for v in self.reads], traced)
+        variable.commit(self.writes, new)
+        if self._snapshot is None:
+            self._snapshot = Snapshot(self._ran.values())
+        running = overlay.active()
+        if running is not None:
+            running.ran.update((id(module), module) for module in self._snapshot.modules)
+        return result
+
+
+def _sharing(
+    writes: list[Variable], reads: list[Variable], new: list[Any], read: list[Any], result: Any
+) -> list[Variable]:
+    """Returns the variables whose array JAX may also hand out elsewhere, as where a function returns a weight."""
+    holders: dict[int, int] = {}
+    for value in (*new, *read, *jax.tree.leaves(result)):
+        holders[id(value)] = holders.get(id(value), 0) + 1
+    pairs = (*zip(writes, new, strict=True), *zip(reads, read, strict=True))
+    return [v for v, value in pairs if holders[id(value)] > 1]

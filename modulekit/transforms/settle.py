@@ -1,0 +1,78 @@
+"""Discovery: tracing a function until it is known which variables it reads, writes and makes.
+
+Users list no variables. A transform traces with what it knows; where the trace met more, it is abandoned by raising
+`Unsettled`, and repeated with the larger set. A layer's first call makes its variables in the first attempt, so that
+the second settles. A function that makes new variables in every attempt never settles, and is told so.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import jax
+
+from modulekit.core.arithmetic import Arithmetic, value_of
+from modulekit.core.overlay import Overlay
+from modulekit.core.variable import Variable
+from modulekit.errors import UnsettledTraceError
+
+T = TypeVar("T")
+_ATTEMPTS = 6
+
+
+class Unsettled(Exception):
+    """The running attempt met variables that it did not know; they are in the footprint by now."""
+
+
+@dataclass
+class Footprint:
+    """The variables that a function is known to use."""
+
+    reads: dict[Variable, None] = field(default_factory=dict)
+    writes: dict[Variable, None] = field(default_factory=dict)
+    born: dict[Variable, None] = field(default_factory=dict)
+
+    def settle(self, attempt: Callable[[], T], transform: str) -> T:
+        """Returns the result of the first attempt that meets nothing new.
+
+        Raises:
+          UnsettledTraceError: every attempt made new variables.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                return attempt()
+            except Unsettled:
+                continue
+        last = list(self.born)[-3:]
+        raise UnsettledTraceError(
+            f"mk.{transform} cannot compile a function that makes new variables each time it runs: "
+            + ", ".join(f"{v.name!r} (made at {v.origin})" for v in last)
+            + ". Make the module once, outside the function, or its variables in a method under @mk.once"
+        )
+
+    def check(self, seen: Overlay, *, reads: bool = False, births: bool = True) -> None:
+        """Adds what an attempt met, and abandons it if that was new.
+
+        Args:
+          seen: the overlay of the attempt.
+          reads: whether reads matter to the transform; where they do not, JAX closes over the values.
+          births: whether a variable made in the attempt needs another one without.
+        """
+        new_writes = [v for v in seen.written if v not in self.writes]
+        new_reads = [v for v in seen.touched if v not in self.reads] if reads else []
+        new_births = list(seen.born) if births else []
+        self.writes.update(dict.fromkeys(new_writes))
+        self.reads.update(dict.fromkeys(new_reads))
+        self.born.update(seen.born)
+        if new_writes or new_reads or new_births:
+            raise Unsettled
+
+
+def plain(tree: Any) -> Any:
+    """Returns a structure with each variable in it replaced by its value."""
+    return jax.tree.map(value_of, tree, is_leaf=lambda leaf: isinstance(leaf, Arithmetic))
+
+
+def values_of(variables: Iterable[Variable]) -> list[jax.Array]:
+    """Returns the current value of each variable, as the caller sees it."""
+    return [variable.value for variable in variables]
