@@ -20,7 +20,7 @@ from modulekit.layers.linear import Linear
 from modulekit.layers.sequential import Sequential
 from modulekit.metrics import Mean, Metric, Sum
 from modulekit.optimizers import Optimizer
-from modulekit.transforms.build import build
+from modulekit.transforms.build import build, footprint
 from modulekit.transforms.functionalize import functionalize
 from modulekit.transforms.gradients import grad, implicit_value_and_gradients, value_and_grad
 from modulekit.transforms.jit import jit

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from modulekit.core.explain import summarize
 from modulekit.core.module import Module
 from modulekit.core.variable import Variable
-from modulekit.transforms.gradients import value_and_grad
+from modulekit.transforms.gradients import Targets, targets_in, value_and_grad
 
 Update = Any
 Pairs = Iterable[tuple[Update, Variable]]
@@ -31,28 +31,25 @@ class Optimizer(Module):
         pairs = list(pairs)
         self.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
 
-    def compute_gradients(
-        self, loss: Callable[[], Any], variables: Module | Sequence[Variable]
-    ) -> list[tuple[Any, Variable]]:
+    def compute_gradients(self, loss: Callable[[], Any], variables: Targets) -> list[tuple[Any, Variable]]:
         """Returns `(gradient, variable)` pairs of a loss.
 
         Args:
           loss: a function without arguments that returns a scalar.
-          variables: the variables, or a module (then: its trainable variables).
+          variables: variables; modules stand for their trainable variables.
         """
         _, gradients = value_and_grad(loss, variables)()
-        listed = variables.trainable_variables if isinstance(variables, Module) else variables
-        return list(zip(gradients, listed, strict=True))
+        return list(zip(gradients, targets_in(variables), strict=True))
 
-    def minimize(self, loss: Callable[[], Any], variables: Module | Sequence[Variable]) -> Any:
+    def minimize(self, loss: Callable[[], Any], variables: Targets) -> Any:
         """Takes one step down the gradient of a loss, and returns the loss before the step.
 
         Args:
           loss: a function without arguments that returns a scalar.
-          variables: the variables, or a module (then: its trainable variables).
+          variables: variables; modules stand for their trainable variables.
         """
         value, gradients = value_and_grad(loss, variables)()
-        self.apply(gradients, variables.trainable_variables if isinstance(variables, Module) else variables)
+        self.apply(gradients, targets_in(variables))
         return value
 
 

@@ -55,6 +55,26 @@ def build(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return trace_abstractly(f, key, traced, Footprint())
 
 
+def footprint(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Footprint:
+    """Returns which variables a function reads, writes and makes, from shapes alone. Nothing is computed or changed.
+
+    Args:
+      f: a module or function.
+      *args: as for `build`.
+      **kwargs: as for `build`.
+
+    >>> import modulekit as mk
+    >>> layer = mk.Linear(10)
+    >>> [variable.name for variable in mk.footprint(layer, [32, 784]).reads]
+    ['linear/w', 'linear/b']
+    """
+    args, kwargs = jax.tree.map(_specification, (args, kwargs), is_leaf=_is_shape)
+    traced, key = split(args, kwargs)
+    found = Footprint()
+    trace_abstractly(f, key, traced, found)
+    return found
+
+
 def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(size, int) and not isinstance(size, bool) for size in value)
 

@@ -15,7 +15,7 @@ from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint, Unsettled, plain, values_of
 
 P = ParamSpec("P")
-Targets = Module | Sequence[Variable]
+Targets = Module | Sequence[Variable | Module]
 
 
 def value_and_grad(fn: Callable[P, Any], variables: Targets, has_aux: bool = False) -> Callable[P, tuple[Any, Any]]:
@@ -23,8 +23,8 @@ def value_and_grad(fn: Callable[P, Any], variables: Targets, has_aux: bool = Fal
 
     Args:
       fn: returns a scalar loss, or `(loss, aux)` with `has_aux`. What it writes to variables is kept.
-      variables: a sequence of variables; or a module, whose trainable variables are collected after the first run, so
-        that a model which has never been called trains from its first call.
+      variables: a sequence of variables; or a module or several, whose trainable variables are collected after the first
+        run, so that a model which has never been called trains from its first call. Each variable counts once.
       has_aux: whether `fn` returns something beside the loss.
 
     Returns:
@@ -45,13 +45,11 @@ def value_and_grad(fn: Callable[P, Any], variables: Targets, has_aux: bool = Fal
     @functools.wraps(fn)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> tuple[Any, Any]:
         run = functools.partial(fn, *args, **kwargs)
-        if not isinstance(variables, Module):
-            return _differentiate(run, list(variables), has_aux, lambda _: None)
-        targets = _trainable(variables)
+        targets = targets_in(variables)
 
         def check(_: Overlay) -> None:
             nonlocal targets
-            found = _trainable(variables)
+            found = targets_in(variables)
             if found != targets:
                 targets = found
                 raise Unsettled
@@ -125,14 +123,32 @@ def implicit_value_and_gradients(fn: Callable[P, Any]) -> Callable[P, tuple[Any,
     return wrapped
 
 
-def _trainable(module: Module) -> list[Variable]:
-    return [v for v in module.paths().values() if v.trainable]
+def targets_in(variables: Targets) -> list[Variable]:
+    """Returns the variables that gradients are taken with respect to, as of now.
+
+    Args:
+      variables: variables, which stand for themselves, and modules, which stand for their trainable variables. One that
+        comes up again through a module is left out.
+    """
+    listed = [variables] if isinstance(variables, Module) else list(variables)
+    found: dict[Variable, None] = {}
+    repeated: list[Variable] = []
+    for target in listed:
+        if isinstance(target, Module):
+            found.update((v, None) for v in target.paths().values() if v.trainable)
+        elif target in found:
+            repeated.append(target)
+        else:
+            found[target] = None
+    if repeated:
+        raise ValueError(f"{repeated[0].describe()} is listed twice among the variables of a gradient")
+    return list(found)
 
 
 def _check_targets(variables: Targets) -> None:
     if isinstance(variables, Module):
         return
-    wrong = [v for v in variables if not isinstance(v, Variable)]
+    wrong = [v for v in variables if not isinstance(v, Variable | Module)]
     if wrong:
         raise TypeError(
             f"gradients are taken with respect to variables or a module, not {summarize(wrong[0])} "

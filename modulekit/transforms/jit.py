@@ -19,10 +19,11 @@ R = TypeVar("R")
 class Jitted(Generic[P, R]):
     """A function compiled by `jit`: one program for each structure of arguments and each set of static values."""
 
-    def __init__(self, function: Callable[P, R], donate: bool) -> None:
+    def __init__(self, function: Callable[P, R], donate: bool, known: Footprint | None = None) -> None:
         functools.update_wrapper(self, function)
         self._function = function
         self._donate = donate
+        self._known = known
         self._programs: dict[tuple[Any, ...], Program] = {}
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -39,7 +40,10 @@ class Jitted(Generic[P, R]):
                 return program.call_inside(traced)
             except Unsettled:
                 return self._settled(key, traced, program.footprint)[1]
-        return self._settled(key, traced, Footprint())[1]
+        return self._settled(key, traced, self._start())[1]
+
+    def _start(self) -> Footprint:
+        return Footprint() if self._known is None else self._known.copy()
 
     def _settled(self, key: tuple[Any, ...], traced: list[Any], footprint: Footprint) -> tuple[Program, Any]:
         def attempt() -> tuple[Program, Any]:
@@ -71,7 +75,7 @@ class Jitted(Generic[P, R]):
         return footprint.settle(attempt, "jit")
 
 
-def jit(function: Callable[P, R], *, donate: bool = True) -> Jitted[P, R]:
+def jit(function: Callable[P, R], *, donate: bool = True, known: Footprint | None = None) -> Jitted[P, R]:
     """Compiles a function with XLA. It finds the variables by itself, and their new values are there on return.
 
     Arrays and numbers among the arguments are traced. Booleans, strings, None, functions and modules are static: each
@@ -82,6 +86,7 @@ def jit(function: Callable[P, R], *, donate: bool = True) -> Jitted[P, R]:
         it is traced, which may be more than once for the first call.
       donate: gives the old arrays of written variables to the program, so that no second copy is needed. An array
         that `.value` handed out stays valid in any case.
+      known: what `mk.footprint` found out about the function, which saves a trace; found out here if None.
 
     Returns:
       The compiled function. If it raises, all variables are as before.
@@ -98,4 +103,4 @@ def jit(function: Callable[P, R], *, donate: bool = True) -> Jitted[P, R]:
     >>> int(add(3)), int(count)
     (6, 3)
     """
-    return Jitted(function, donate)
+    return Jitted(function, donate, known)

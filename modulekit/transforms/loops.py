@@ -65,13 +65,16 @@ def scan(
     return footprint.settle(attempt, "scan")
 
 
-def while_loop(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], init_val: Any) -> Any:
+def while_loop(
+    cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], init_val: Any, known: Footprint | None = None
+) -> Any:
     """Runs `value = body_fun(value)` while `cond_fun(value)`, in one compiled loop.
 
     Args:
       cond_fun: returns a boolean scalar. It may read variables and must not write any.
       body_fun: the step. What it writes to variables is seen by the next step and kept at the end.
       init_val: the first value, any structure of arrays.
+      known: what `mk.footprint` found out about the step, which saves a trace; found out here if None.
 
     Returns:
       The last value.
@@ -84,7 +87,7 @@ def while_loop(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], i
     >>> int(mk.while_loop(lambda n: x < 100, lambda n: (x.assign(x * 3), n + 1)[1], 0)), float(x)
     (5, 243.0)
     """
-    footprint = Footprint()
+    footprint = known or Footprint()
 
     def attempt() -> Any:
         carried, baked = list(footprint.writes), bakes_reads()

@@ -39,7 +39,7 @@ class Program:
         self._lendings = -1
         self._snapshot: Snapshot | None = None
         self._blocks = False
-        self._donate = donate and not jax.config.read("jax_debug_nans")
+        self._donate = donate and not jax.config.jax_debug_nans  # type: ignore[attr-defined]
         self.compiled = jax.jit(self._pure, donate_argnums=(0,) if self._donate else ())
 
     def _pure(self, written: list[Any], read: list[Any], traced: list[Any]) -> tuple[list[Any], Any]:

@@ -26,11 +26,21 @@ class Unsettled(Exception):
 
 @dataclass
 class Footprint:
-    """The variables that a function is known to use."""
+    """The variables that a function is known to use.
+
+    Attributes:
+      reads: those that it reads before it writes them, in the order of the first read.
+      writes: those that it writes, in the order of the first write.
+      born: those that it made.
+    """
 
     reads: dict[Variable, None] = field(default_factory=dict)
     writes: dict[Variable, None] = field(default_factory=dict)
     born: dict[Variable, None] = field(default_factory=dict)
+
+    def copy(self) -> "Footprint":
+        """Returns a footprint that grows apart from this one."""
+        return Footprint(dict(self.reads), dict(self.writes), dict(self.born))
 
     def settle(self, attempt: Callable[[], T], transform: str) -> T:
         """Returns the result of the first attempt that meets nothing new.

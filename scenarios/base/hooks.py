@@ -1,0 +1,65 @@
+"""Hooks: functions that hear the events of a run, and may ask it to stop. They set no flags on models or loops."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+from scenarios.base.events import Event, Finished, Progressed, Started
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What a hook returns to end the run after the current step."""
+
+    reason: str
+
+
+Hook = Callable[[Event], Stop | None]
+
+
+class JsonLines:
+    """Appends each event but the progress to a file, one JSON object a line.
+
+    Args:
+      path: the file. A run that resumes goes on below the lines up to its step; later ones are cut off, since they will be
+        written again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Writes the event."""
+        if isinstance(event, Progressed):
+            return
+        if isinstance(event, Started):
+            self._cut_after(event.step)
+            self._file = self._path.open("a", encoding="utf-8")
+        if self._file is None:
+            return
+        content = {"event": type(event).__name__.lower(), **asdict(event), "time": round(time.time(), 3)}
+        self._file.write(json.dumps(content, default=str) + "\n")
+        self._file.flush()
+        if isinstance(event, Finished):
+            self._file.close()
+            self._file = None
+
+    def _cut_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        temporary = self._path.with_name(f".{self._path.name}")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self._path)
+
+
+def _step_of(line: str) -> float:
+    """Returns the step of a line; infinity for one that a killed process left incomplete."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,52 @@
+"""The parts of a run: the models, optimizers and losses that a scenario is called with."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from modulekit.core import collect
+from modulekit.core.module import Module
+from modulekit.core.variable import Variable
+
+
+def named_parts(
+    update: Callable[..., Any], scenario: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the parts by name, as the keyword-only arguments of `update` name them.
+
+    Args:
+      update: the scenario's `update(batch, *, ...)`.
+      scenario: its name, for messages.
+      args: parts by position, in the order of `update`'s signature.
+      kwargs: parts by name.
+
+    Raises:
+      TypeError: a part is missing, superfluous or given twice.
+    """
+    signature = inspect.signature(update)
+    parameters = list(signature.parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    form = f"{scenario}(...)({', '.join(names)}{', ...' if takes_any else ''}, data=...)"
+    if len(args) > len(names):
+        raise TypeError(f"{form} takes {len(names)} parts, got {len(args)}")
+    parts = dict(zip(names, args, strict=False))
+    for name, value in kwargs.items():
+        if name in parts:
+            raise TypeError(f"{form} got {name!r} twice")
+        if name not in names and not takes_any:
+            raise TypeError(f"{form} has no part {name!r}")
+        parts[name] = value
+    missing = [p.name for p in parameters if p.name in names and p.name not in parts and p.default is p.empty]
+    if missing:
+        raise TypeError(f"{form} needs {', '.join(missing)}")
+    return parts
+
+
+def variables_by_path(parts: Mapping[str, Any]) -> dict[str, Variable]:
+    """Returns all variables of the parts by path, such as `model.layers[0].w`; a shared one under its first path."""
+    found = {}
+    for path, variable in collect.walk(dict(parts), Variable, Module):
+        (_, part), *inner = path
+        found[collect.render((("attribute", part), *inner))] = variable
+    return found

@@ -1,0 +1,86 @@
+"""A scenario: how models are trained, apart from which models.
+
+The constructor takes settings. Calling the scenario takes the parts (models, optimizers, losses) and the data, and runs.
+A new scenario is one class with one method, `update`; the base compiles it, runs many steps in one program, feeds data,
+logs, evaluates, saves, resumes and stops.
+"""
+
+import abc
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from modulekit.core.overlay import active
+from scenarios.base.hooks import Hook
+from scenarios.base.parts import named_parts
+from scenarios.base.result import Result
+from scenarios.base.run import Run
+from scenarios.base.settings import Settings
+
+
+class Scenario(abc.ABC):
+    """Base class of all scenarios.
+
+    A subclass defines `update(self, batch, *, part, another_part, ...)`, whose keyword arguments name the parts that a
+    call takes. It may also define `evaluate(self, batch, *, ...)`, which returns a dict of arrays `[batch]`, one value
+    per example; and `check(self, data, eval_data, *, ...)`, which raises if the parts do not fit together, and is called
+    when all variables exist.
+
+    Args:
+      steps: the number of updates.
+      **settings: see `scenarios.Settings`.
+
+    Raises:
+      ValueError, TypeError: a setting is out of range.
+
+    >>> import jax.numpy as jnp, modulekit as mk, scenarios
+    >>> class Fit(scenarios.Scenario):
+    ...     def update(self, batch, *, model, optimizer):
+    ...         x, y = batch
+    ...         return {"loss": optimizer.minimize(lambda: ((model(x) - y) ** 2).mean(), model)}
+    >>> x = jnp.linspace(-1, 1, 32)[:, None]
+    >>> fit = Fit(100, batch_size=32, log_interval=10, progress=False)
+    >>> result = fit(mk.Linear(1), mk.optimizers.SGD(0.5), data=(x, 5 * x))
+    >>> result.step, result.metrics["loss"] < 1e-3
+    (100, True)
+    """
+
+    def __init__(self, steps: int, **settings: Any) -> None:
+        self.settings = Settings(steps, **settings)
+
+    @abc.abstractmethod
+    def update(self, batch: Any, **parts: Any) -> Mapping[str, Any]:
+        """Changes the parts by one step, and returns a dict of scalar metrics.
+
+        Args:
+          batch: the data's structure, with `batch_size` examples.
+          **parts: what the scenario was called with.
+        """
+
+    def __call__(
+        self, *args: Any, data: Any, eval_data: Any = None, hooks: Iterable[Hook] = (), **parts: Any
+    ) -> Result:
+        """Runs the scenario.
+
+        Args:
+          *args: the parts, in the order of `update`'s keyword arguments.
+          data: an array, or a tuple, list or dict of arrays that share their first axis.
+          eval_data: likewise; evaluated at the end, and every `eval_interval` updates.
+          hooks: functions that hear the events of the run (`scenarios.base.events`); one that returns a
+            `scenarios.Stop` ends it.
+          **parts: parts by name.
+
+        Returns:
+          The result. The parts themselves are trained.
+
+        Raises:
+          NonFiniteError: an update gave a loss that is not finite; it was not applied.
+          KeyboardInterrupt: on Ctrl-C, after the current program has finished and the state is saved.
+          CheckpointError: the run's directory holds a state that does not fit.
+        """
+        if active() is not None:
+            raise RuntimeError(
+                f"{type(self).__name__} was called inside a transform: a scenario compiles its own steps"
+            )
+        named = named_parts(self.update, type(self).__name__, args, parts)
+        optional = {name: getattr(self, name, None) for name in ("evaluate", "check")}
+        return Run(type(self).__name__, self.settings, self.update, **optional)(named, data, eval_data, list(hooks))

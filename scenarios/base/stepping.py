@@ -1,0 +1,200 @@
+"""Many updates in one compiled program.
+
+`Stepper` holds two forms of the same update: a loop over many steps, and a single step. The loop saves the cost of
+going in and out of a program; but XLA may compile a loop's body worse than the same code on its own (a convolution on
+CPU by an order of magnitude), so which form runs is decided by measuring the user's own update, and never changes a
+result: both compute the same function of (weights, step).
+
+An update whose metrics are not finite is not applied: the weights stay those before it, and the loop ends there.
+"""
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import modulekit as mk
+from modulekit.core.randomness import default_stream
+from modulekit.core.variable import Variable
+from modulekit.transforms.settle import Footprint
+
+Metrics = dict[str, np.ndarray[Any, Any]]
+
+_LONGEST_CALL = 500  # steps; what must be uploaded and logged per call stays small
+_SECONDS_PER_CALL = 0.2  # so that progress moves and a signal is soon heard
+_SLOW_STEP = 2e-3  # seconds; below it the loop cannot lose anything that matters
+_CLEAR_GAIN = 0.8
+
+
+class Stepper:
+    """Runs an update many times.
+
+    Args:
+      update: a function of a batch that returns a dict of scalar metrics.
+      arrays: the examples, any structure of arrays that share their first axis.
+      seed: of the random numbers; those of step k are a function of (seed, k).
+      steps_per_call: how many steps one program runs at most; None measures and chooses.
+      in_loop: False runs one step at a time, as an earlier part of the run has found to be faster.
+    """
+
+    def __init__(
+        self,
+        update: Callable[[Any], Mapping[str, Any]],
+        arrays: Any,
+        batch_size: int,
+        seed: int,
+        steps_per_call: int | None,
+        in_loop: bool | None = None,
+    ) -> None:
+        self._update = update
+        self._arrays = jax.tree.map(jnp.asarray, arrays)
+        self._seed = seed
+        self._measures = steps_per_call is None and in_loop is None
+        self.in_loop = steps_per_call != 1 if in_loop is None else in_loop
+        self._capacity = steps_per_call or _LONGEST_CALL
+        self._paces = steps_per_call is None
+        self._pace = steps_per_call or 1
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.footprint = self._examine(batch_size)
+
+    def _examine(self, batch_size: int) -> Footprint:
+        """Finds out which variables the update uses, and makes those that do not exist yet."""
+        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype), self._arrays)
+        names: list[str] = []
+
+        def examined(batch: Any) -> dict[str, Any]:
+            metrics = checked_metrics(self._update(batch))
+            names.extend(metrics)
+            return metrics
+
+        found = mk.footprint(examined, batch)
+        self._names = list(dict.fromkeys(names))
+        stream = default_stream()
+        self._draws = stream.counter in found.writes
+        if self._draws:
+            found.writes.update({stream.key: None, stream.counter: None})
+        known = found.copy()
+        self._many = mk.jit(self._run_many, known=known)
+        self._one = mk.jit(self._run_one, known=known)
+        return found
+
+    @property
+    def variables(self) -> list[Variable]:
+        """The variables that the update writes, without the random stream, which starts anew at each step."""
+        stream = default_stream()
+        return [v for v in self.footprint.writes if v is not stream.key and v is not stream.counter]
+
+    def replay(self, step: int) -> Callable[[Any], Any]:
+        """Returns the update with the random numbers of step `step`, 0 being the first."""
+
+        def update(batch: Any) -> Any:
+            self._restart_stream(step)
+            return self._update(batch)
+
+        return update
+
+    def batch(self, indices: np.ndarray[Any, Any]) -> Any:
+        """Returns the examples of these indices."""
+        return jax.tree.map(lambda array: array[indices], self._arrays)
+
+    def advise(self, remaining: int) -> int:
+        """Returns how many steps to run in the next call."""
+        return max(1, min(remaining, self._pace if self.in_loop else 1, self._capacity))
+
+    def run(self, step: int, indices: np.ndarray[Any, Any]) -> tuple[int, Metrics]:
+        """Runs the steps from `step` on.
+
+        Args:
+          step: the number of the first step, 0 being the first of the run.
+          indices: `[count, batch_size]`, the examples of each step.
+
+        Returns:
+          `(done, metrics)`: the number of steps applied, and arrays `[min(done + 1, count)]` of the metrics of each. If
+          `done < count`, the metrics of the step after are not finite, and it was not applied.
+        """
+        count = len(indices)
+        began = perf_counter()
+        if self.in_loop:
+            padded = np.zeros((self._capacity, indices.shape[1]), np.int32)
+            padded[:count] = indices
+            done, metrics = self._many(self._arrays, padded, np.int32(step), np.int32(count))
+        else:
+            done, metrics = self._one(self._arrays, indices[0], np.int32(step))
+        done = int(done)
+        values = {name: np.asarray(column)[: min(done + 1, count)] for name, column in metrics.items()}
+        self._learn((perf_counter() - began) / count)
+        return done, values
+
+    def _learn(self, seconds: float) -> None:
+        """Takes note of a call's time per step; the first call of each form compiles and does not count."""
+        times = self._seconds[self.in_loop]
+        times.append(seconds)
+        if self._paces and self.in_loop and len(times) > 1:
+            self._pace = int(min(self._capacity, max(1.0, _SECONDS_PER_CALL / seconds)))
+        if not self._measures or len(times) < 3:
+            return
+        if not self.in_loop:
+            self.in_loop = min(times[1:]) > _CLEAR_GAIN * min(self._seconds[True][1:])
+            self._measures = False
+        elif min(times[1:]) > _SLOW_STEP:
+            self.in_loop = False
+        else:
+            self._measures = False
+
+    @property
+    def decided(self) -> bool | None:
+        """Whether the loop form is the faster one, None while that is not known."""
+        return None if self._measures else self.in_loop
+
+    # The programs.
+
+    def _step(self, arrays: Any, rows: Any, step: Any) -> tuple[Any, dict[str, Any]]:
+        """Runs one update, unless its metrics turn out not to be finite; returns whether they are, and the metrics."""
+        batch = jax.tree.map(lambda array: array[rows], arrays)
+        self._restart_stream(step)
+        variables = self.variables
+        before = [v.value for v in variables]
+        metrics = checked_metrics(self._update(batch))
+        metrics = {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
+        finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
+        for variable, old in zip(variables, before, strict=True):
+            variable.assign(jnp.where(finite, variable.value, old))
+        return finite, metrics
+
+    def _restart_stream(self, step: Any) -> None:
+        """Random numbers of a step are a function of (seed, step)."""
+        if self._draws:
+            default_stream().restart(jax.random.fold_in(jax.random.key(self._seed), step))
+
+    def _run_one(self, arrays: Any, rows: Any, step: Any) -> tuple[Any, dict[str, Any]]:
+        finite, metrics = self._step(arrays, rows, step)
+        return finite.astype(jnp.int32), {name: value[None] for name, value in metrics.items()}
+
+    def _run_many(self, arrays: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
+        def body(state: Any) -> Any:
+            index, _, columns = state
+            finite, metrics = self._step(arrays, rows[index], first + index)
+            columns = {name: column.at[index].set(metrics[name]) for name, column in columns.items()}
+            return index + finite.astype(jnp.int32), finite, columns
+
+        columns = {name: jnp.zeros([rows.shape[0]], jnp.float32) for name in self._names}
+        start = (jnp.zeros([], jnp.int32), jnp.ones([], bool), columns)
+        done, _, columns = mk.while_loop(lambda s: (s[0] < count) & s[1], body, start, known=self.footprint.copy())
+        return done, columns
+
+
+def checked_metrics(metrics: Any) -> dict[str, Any]:
+    """Returns what an update returned, or raises `TypeError` if it is no dict of scalars."""
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise TypeError(
+            f"update must return a dict of scalar metrics, such as {{'loss': loss}}; it returned {metrics!r}"
+        )
+    for name, value in metrics.items():
+        if jnp.shape(value) != ():
+            raise TypeError(
+                f"update must return scalar metrics, and {name!r} has shape {list(jnp.shape(value))}: take its .mean()"
+            )
+    return dict(metrics)
