@@ -58,15 +58,15 @@ class CheckpointStore:
         Raises:
           CheckpointError: there is a state of that number already.
         """
-        named = {name: array for name, array in arrays.items()}
-        specs = [[name, list(np.shape(a)), str(a.dtype)] for name, a in named.items()]
-        stored = {str(i): a for i, a in enumerate(named.values()) if np.size(a)}
+        specs = [[name, list(np.shape(a)), str(a.dtype)] for name, a in arrays.items()]
+        stored = {str(i): a for i, a in enumerate(arrays.values()) if np.size(a)}
+        record = {"arrays": specs, "user": dict(record)}
         written = self._manager.save(
             step,
             args=ocp.args.Composite(
                 **{
                     _ARRAYS: ocp.args.StandardSave(stored),
-                    _RECORD: ocp.args.JsonSave({"arrays": specs, "user": dict(record)}),
+                    _RECORD: ocp.args.JsonSave(record),
                 }
             ),
         )

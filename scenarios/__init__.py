@@ -8,3 +8,15 @@ from scenarios.base.scenario import Scenario
 from scenarios.base.settings import Settings
 from scenarios.supervised import Supervised
 from scenarios.tied_autoencoder import TiedAutoencoder
+
+__all__ = [
+    "Hook",
+    "NonFiniteError",
+    "Result",
+    "Scenario",
+    "Settings",
+    "Stop",
+    "Supervised",
+    "TiedAutoencoder",
+    "events",
+]

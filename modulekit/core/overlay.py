@@ -93,19 +93,25 @@ class Overlay:
 
     def read(self, box: Box) -> Any:
         """Returns the value of `box` at this point of the trace."""
-        if _active.concrete and not self._has_written(box):
-            return box.stored()
-        value = self.values.get(box)
-        if value is not None:
-            return value
-        self.touched[box] = None
-        value = box.stored() if self.outer is None else self.outer.read(box)
-        if not self._reads_are_safe and not isinstance(value, jax.core.Tracer) and self._bakes():
+        value = self._answer(box)
+        if not self._reads_are_safe and not isinstance(value, jax.core.Tracer) and self._is_inside_a_plain_transform():
             raise foreign.refuse_read(box.describe())
         return value
 
-    def _bakes(self) -> bool:
-        return self._outside_is_baked or (foreign.trace_state() != self._state and foreign.stages())
+    def _answer(self, box: Box) -> Any:
+        """Answers a read of this transform's function, or of an overlay inside it: that one looked at what lies between."""
+        if _active.concrete and not self._has_written(box):
+            return box.stored()
+        if box in self.values:
+            return self.values[box]
+        self.touched[box] = None
+        value = box.stored() if self.outer is None else self.outer._answer(box)
+        if self._outside_is_baked and not isinstance(value, jax.core.Tracer):
+            raise foreign.refuse_read(box.describe())
+        return value
+
+    def _is_inside_a_plain_transform(self) -> bool:
+        return not _active.concrete and foreign.trace_state() != self._state and foreign.stages()
 
     def _has_written(self, box: Box) -> bool:
         return box in self.written or (self.outer is not None and self.outer._has_written(box))

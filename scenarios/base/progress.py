@@ -17,9 +17,7 @@ def text_of(metrics: Mapping[str, float]) -> str:
     >>> text_of({"loss": 0.15203, "accuracy": 1.0})
     'loss 0.1520  accuracy 1.0000'
     """
-    return "  ".join(
-        f"{name} {value:.4g}" if abs(value) < 1e-3 else f"{name} {value:.4f}" for name, value in metrics.items()
-    )
+    return "  ".join(f"{name} {value:{'.4g' if abs(value) < 1e-3 else '.4f'}}" for name, value in metrics.items())
 
 
 class ProgressBar:

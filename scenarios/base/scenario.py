@@ -48,11 +48,12 @@ class Scenario(abc.ABC):
         self.settings = Settings(steps, **settings)
 
     @abc.abstractmethod
-    def update(self, batch: Any, **parts: Any) -> Mapping[str, Any]:
+    def update(self, batch: Any, *args: Any, **parts: Any) -> Mapping[str, Any]:
         """Changes the parts by one step, and returns a dict of scalar metrics.
 
         Args:
           batch: the data's structure, with `batch_size` examples.
+          *args: none; it lets a subclass name its parts.
           **parts: what the scenario was called with.
         """
 
