@@ -150,13 +150,12 @@ class Variable(Arithmetic):
             array of JAX's default float32 also a variable of half precision.
           ForeignTransformError: inside a plain JAX transform; the old value stays.
         """
+        self._check_writable()
         new = self.conforming(value)
         running = overlay.active()
         if running is not None:
             running.write(self, new)
             return
-        if not overlay.is_concrete() and not foreign.is_eager(foreign.trace_state()):
-            raise foreign.refuse_write(self.describe())
         if isinstance(new, jax.core.Tracer):
             raise TypeError(f"{self.describe()} is assigned a tracer that outlived its transform: {new}")
         self._array = new
@@ -164,16 +163,25 @@ class Variable(Arithmetic):
 
     def assign_add(self, value: ArrayLike) -> None:
         """Adds `value` (an array of the variable's shape, or a number) to the variable."""
+        self._check_writable()
         self.assign(self.value + value_of(value))
 
     def assign_sub(self, value: ArrayLike) -> None:
         """Subtracts `value` (an array of the variable's shape, or a number) from the variable."""
+        self._check_writable()
         self.assign(self.value - value_of(value))
 
     def stored(self) -> jax.Array:
         """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out."""
         self._lend()
         return self._array
+
+    def _check_writable(self) -> None:
+        running = overlay.active()
+        state = foreign.trace_state()
+        at_home = foreign.is_eager(state) if running is None else running.is_home(state)
+        if not at_home and not overlay.is_concrete():
+            raise foreign.refuse_write(self.describe())
 
     def _lend(self) -> None:
         self._lent = True
@@ -278,13 +286,13 @@ def store_arrays(variables: Sequence[Variable], arrays: Sequence[jax.Array]) -> 
 
 def commit(variables: Sequence[Variable], values: Sequence[Any]) -> None:
     """Writes the new values that a transform returned, to the overlay around it or to the variables themselves."""
+    if variables:
+        variables[0]._check_writable()
     running = overlay.active()
     if running is not None:
         for variable, value in zip(variables, values, strict=True):
             running.write(variable, value)
         return
-    if variables and not foreign.is_eager(foreign.trace_state()):
-        raise foreign.refuse_write(variables[0].describe())
     for variable, value in zip(variables, values, strict=True):
         variable._array = value
         variable._lend()
