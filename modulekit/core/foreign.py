@@ -37,6 +37,11 @@ _TRANSFORM_OF_FUNCTION = {
 }  # fmt: skip
 
 
+def untraced() -> bool:
+    """Returns whether the caller runs in ordinary, untraced execution."""
+    return bool(get_opaque_trace_state() == _EAGER)
+
+
 def is_eager(state: TraceState) -> bool:
     """Returns whether `state` is that of ordinary, untraced execution."""
     return bool(state == _EAGER)

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
-from modulekit.core import collect, describe, names, overlay
+from modulekit.core import collect, describe, names, overlay, pickling
 from modulekit.core.explain import ExplainedType, summarize
 from modulekit.core.once import Once
 from modulekit.core.variable import Variable, changes
@@ -19,6 +19,8 @@ from modulekit.core.variable import Variable, changes
 T = TypeVar("T")
 _UNSCOPED = "_no_name_scope"
 _EMPTY_ALLOWED = "_allow_empty_variables"
+
+pickling.register()  # what a module holds must be picklable, activations included
 
 
 class _Hidden:

@@ -11,11 +11,12 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def _reduced(function: Any) -> Any:
     """Returns the name of a function that its module holds under that name, else what Python would do."""
-    name = getattr(function, "__qualname__", "")
+    name = getattr(function, "__qualname__", "") or getattr(function, "__name__", "")
     try:
         held = operator.attrgetter(name)(sys.modules[function.__module__])
     except (AttributeError, KeyError):
@@ -25,5 +26,5 @@ def _reduced(function: Any) -> Any:
 
 def register() -> None:
     """Tells Python how to pickle the types of JAX's wrapped functions."""
-    for kind in (type(jax.jit(_reduced)), jax.custom_jvp, jax.custom_vjp):
-        copyreg.pickle(kind, _reduced)  # type: ignore[arg-type]
+    for kind in (type(jax.jit(_reduced)), jax.custom_jvp, jax.custom_vjp, jnp.ufunc):
+        copyreg.pickle(kind, _reduced)

@@ -11,7 +11,7 @@ from modulekit.core.module import Module
 
 # bool is left out on purpose: `is_training=True` chooses a program.
 _TRACED = (jax.Array, np.ndarray, np.generic, int, float, complex, jax.ShapeDtypeStruct)
-_kinds: dict[type, bool] = {bool: False, type(None): False, str: False}
+_kinds: dict[type, bool] = {bool: False, type(None): False, str: False}  # of leaves that have come before
 
 
 class Static:
@@ -48,6 +48,12 @@ def is_traced(leaf: Any) -> bool:
 
 def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...]]:
     """Returns the traced leaves, and a hashable key of everything else."""
+    if not kwargs:
+        for leaf in args:
+            if not _kinds.get(type(leaf)):
+                break
+        else:  # the common case, a few arrays, needs no tree
+            return list(args), (len(args),)
     leaves, tree = jax.tree.flatten((args, kwargs))
     for leaf in leaves:
         if not is_traced(leaf):
@@ -60,6 +66,8 @@ def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tup
 
 def join(key: tuple[Any, ...], traced: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns `(args, kwargs)` from the key of `split` and as many traced leaves."""
+    if isinstance(key[0], int):
+        return tuple(traced), {}
     if len(key) == 1:
         return jax.tree.unflatten(key[0], traced)
     tree, mask = key

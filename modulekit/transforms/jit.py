@@ -35,7 +35,7 @@ class Jitted(Generic[P, R]):
         program = self._programs.get(key)
         if program is not None and program.is_current():
             try:
-                if overlay.active() is None and foreign.is_eager(foreign.trace_state()):
+                if overlay.active() is None and foreign.untraced():
                     return program.call(traced)
                 return program.call_inside(traced)
             except Unsettled:
@@ -50,7 +50,7 @@ class Jitted(Generic[P, R]):
             if not footprint.reads and not footprint.writes:
                 trace_abstractly(self._function, key, traced, footprint)
             program = Program(self._function, key, footprint, self._donate)
-            if overlay.active() is None and foreign.is_eager(foreign.trace_state()):
+            if overlay.active() is None and foreign.untraced():
                 program.prepare(traced)
                 return program, program.call(traced)
             return program, program.call_inside(traced)
