@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -56,23 +55,21 @@ class CheckpointStore:
           record: anything that JSON can hold.
 
         Raises:
-          CheckpointError: there is a state of that number already.
+          CheckpointError: there is a state of that number already, or a newer one.
         """
+        if step in self._manager.all_steps():
+            raise CheckpointError(f"{self.directory} already holds a state of step {step}, which is not overwritten")
         specs = [[name, list(np.shape(a)), str(a.dtype)] for name, a in arrays.items()]
         stored = {str(i): a for i, a in enumerate(arrays.values()) if np.size(a)}
-        record = {"arrays": specs, "user": dict(record)}
-        written = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    _ARRAYS: ocp.args.StandardSave(stored),
-                    _RECORD: ocp.args.JsonSave(record),
-                }
-            ),
-        )
+        items: dict[str, Any] = {_RECORD: ocp.args.JsonSave({"arrays": specs, "user": dict(record)})}
+        if stored:  # orbax refuses to write none
+            items[_ARRAYS] = ocp.args.StandardSave(stored)
+        written = self._manager.save(step, args=ocp.args.Composite(**items))
         self._manager.wait_until_finished()
         if not written:
-            raise CheckpointError(f"{self.directory} already holds a state of step {step}, which is not overwritten")
+            raise CheckpointError(
+                f"{self.directory} holds states up to step {self.latest()}, and takes only later ones, not step {step}"
+            )
 
     def restore(self, step: int) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
         """Returns `(arrays, record)` of a state.
@@ -89,15 +86,14 @@ class CheckpointStore:
             )
         record = self._manager.restore(step, args=ocp.args.Composite(**{_RECORD: ocp.args.JsonRestore()}))[_RECORD]
         specs = record["arrays"]
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        wanted = {
-            str(i): jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=device)
-            for i, (_, shape, dtype) in enumerate(specs)
-            if 0 not in shape
-        }
-        stored = self._manager.restore(step, args=ocp.args.Composite(**{_ARRAYS: ocp.args.StandardRestore(wanted)}))
+        # NumPy arrays as the wanted form keep every dtype; JAX arrays would narrow float64 without a word.
+        wanted = {str(i): np.empty(shape, dtype) for i, (_, shape, dtype) in enumerate(specs) if 0 not in shape}
+        stored = {}
+        if wanted:
+            items = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardRestore(wanted)})
+            stored = self._manager.restore(step, args=items)[_ARRAYS]
         arrays = {
-            name: np.zeros(shape, dtype) if 0 in shape else np.asarray(stored[_ARRAYS][str(i)])
+            name: np.zeros(shape, dtype) if 0 in shape else np.asarray(stored[str(i)])
             for i, (name, shape, dtype) in enumerate(specs)
         }
         return arrays, record["user"]

@@ -33,5 +33,7 @@ def summarize(value: Any) -> str:
         return "{" + ", ".join(f"{key!r}: {summarize(item)}" for key, item in value.items()) + "}"
     if hasattr(value, "shape") and hasattr(value, "dtype") and not hasattr(value, "trainable"):
         return f"{value.dtype}[{','.join(str(size) for size in value.shape)}]"
+    if callable(value) and hasattr(value, "__name__") and not isinstance(value, type):
+        return str(value.__name__)
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -9,23 +9,46 @@ program, as `jit` and `scan` do) is seen from an operation on constants: staged,
 """
 
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state
 
 from modulekit.errors import ForeignTransformError
 
 TraceState = Any
 
 
+class _Jax:
+    """JAX's own token function, and its token of untraced execution.
+
+    They are loaded when the first variable is read: importing `jax.extend.core` costs as much as all of this library.
+    """
+
+    trace_state: Callable[[], TraceState] | None = None
+    untraced: TraceState = None
+
+
 def trace_state() -> TraceState:
     """Returns a token of the innermost trace; equal tokens mean the same trace."""
-    return get_opaque_trace_state()
+    return (_Jax.trace_state or _load())()
 
 
-_EAGER: TraceState = trace_state()
+def untraced() -> bool:
+    """Returns whether the caller runs in ordinary, untraced execution."""
+    return bool((_Jax.trace_state or _load())() == _Jax.untraced)
+
+
+def _load() -> Callable[[], TraceState]:
+    from jax.extend.core import get_opaque_trace_state
+
+    with ThreadPoolExecutor(1) as pool:  # the caller may be tracing; a new thread is not
+        _Jax.untraced = pool.submit(get_opaque_trace_state).result()
+    _Jax.trace_state = staticmethod(get_opaque_trace_state)
+    return get_opaque_trace_state
+
 
 # Functions of JAX's that stand on the call stack while it traces, by the transform that calls them: for messages only.
 _TRANSFORM_OF_FUNCTION = {
@@ -35,16 +58,6 @@ _TRANSFORM_OF_FUNCTION = {
     "fun_remat": "remat", "eval_shape": "eval_shape", "make_jaxpr_f": "functionalize", "cache_miss": "jit",
     "_python_pjit_helper": "jit", "_run_python_pjit": "jit",
 }  # fmt: skip
-
-
-def untraced() -> bool:
-    """Returns whether the caller runs in ordinary, untraced execution."""
-    return bool(get_opaque_trace_state() == _EAGER)
-
-
-def is_eager(state: TraceState) -> bool:
-    """Returns whether `state` is that of ordinary, untraced execution."""
-    return bool(state == _EAGER)
 
 
 def stages() -> bool:

@@ -30,6 +30,14 @@ class Box(Protocol):
         ...
 
 
+class Unsettled(Exception):
+    """The running attempt at a trace is abandoned: it met variables that it did not know. `args` may name one of them."""
+
+
+class _Unbound(Exception):
+    """A plain JAX transform was about to keep the value of a variable, where the trace around does not know it yet."""
+
+
 class _Active(threading.local):
     def __init__(self) -> None:
         self.overlay: Overlay | None = None
@@ -47,6 +55,7 @@ class Overlay:
       baked: whether the values outside would be baked into a program that is not ours (`bakes_reads`).
       collects_reads: whether every read becomes an input of the program in the end, as in `jit`.
       forgiven: variables made by an earlier, abandoned attempt at this trace; `get_variable` may define them again.
+      isolated: whether nothing that JAX keeps of this trace is used by another one (`foreign.caches_apart`).
 
     Attributes:
       values: the current value of each bound or written variable.
@@ -63,6 +72,7 @@ class Overlay:
         baked: bool = False,
         collects_reads: bool = False,
         forgiven: Iterable[Any] = (),
+        isolated: bool = False,
     ) -> None:
         self.values: dict[Any, Any] = dict(values or {})
         self.bound = frozenset(self.values)
@@ -72,6 +82,8 @@ class Overlay:
         self.ran: dict[int, Any] = {}
         self.outer: Overlay | None = _active.overlay
         self.forgiven: set[Any] = set(forgiven) | (self.outer.forgiven if self.outer else set())
+        self._collects_reads = collects_reads
+        self._isolated: bool = isolated or (self.outer is not None and self.outer._isolated)
         self._reads_are_safe: bool = collects_reads or (self.outer is not None and self.outer._reads_are_safe)
         self._outside_is_baked = baked and not self._reads_are_safe
         self._state: Any = None
@@ -90,12 +102,18 @@ class Overlay:
         if self.outer is not None:
             self.outer.ran.update(self.ran)
             self.outer.born.update(self.born)
+        if isinstance(error, _Unbound) and self._collects_reads:
+            raise Unsettled(*error.args) from None
 
     def read(self, box: Box) -> Any:
         """Returns the value of `box` at this point of the trace."""
         value = self._answer(box)
-        if not self._reads_are_safe and not isinstance(value, jax.core.Tracer) and self._is_inside_a_plain_transform():
+        if isinstance(value, jax.core.Tracer) or not self._is_inside_a_plain_transform():
+            return value
+        if not self._reads_are_safe:
             raise foreign.refuse_read(box.describe())
+        if not self._isolated:  # JAX would serve the value again to the next trace, which then would miss the read
+            raise _Unbound(box)
         return value
 
     def _answer(self, box: Box) -> Any:

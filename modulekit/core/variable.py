@@ -127,7 +127,7 @@ class Variable(Arithmetic):
         running = overlay.active()
         if running is not None:
             return running.read(self)
-        if not overlay.is_concrete() and not foreign.is_eager(foreign.trace_state()) and foreign.stages():
+        if not overlay.is_concrete() and not foreign.untraced() and foreign.stages():
             raise foreign.refuse_read(self.describe())
         return self.stored()
 
@@ -178,8 +178,7 @@ class Variable(Arithmetic):
 
     def _check_writable(self) -> None:
         running = overlay.active()
-        state = foreign.trace_state()
-        at_home = foreign.is_eager(state) if running is None else running.is_home(state)
+        at_home = foreign.untraced() if running is None else running.is_home()
         if not at_home and not overlay.is_concrete():
             raise foreign.refuse_write(self.describe())
 

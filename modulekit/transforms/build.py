@@ -1,12 +1,14 @@
 """`build`: makes the variables of a module from the shapes of its inputs, without computing anything."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from modulekit.core.overlay import Overlay
+from modulekit.core import foreign
+from modulekit.core.overlay import Overlay, Unsettled
 from modulekit.transforms.arguments import join, split
 from modulekit.transforms.settle import Footprint, plain
 
@@ -20,16 +22,20 @@ def trace_abstractly(
       The result, with a `jax.ShapeDtypeStruct` for each array.
     """
 
-    def pure(leaves: list[Any]) -> Any:
+    def pure(leaves: list[Any], isolated: bool) -> Any:
         args, kwargs = join(key, leaves)
-        with Overlay(collects_reads=True, forgiven=footprint.born) as running:
+        with Overlay(collects_reads=True, forgiven=footprint.born, isolated=isolated) as running:
             result = plain(function(*args, **kwargs))
         footprint.reads.update(running.touched)
         footprint.writes.update(running.written)
         footprint.born.update(running.born)
         return result
 
-    return jax.eval_shape(pure, traced)
+    try:
+        return jax.eval_shape(functools.partial(pure, isolated=False), traced)
+    except Unsettled:  # a plain JAX transform reads variables
+        with foreign.caches_apart(object()):
+            return jax.eval_shape(functools.partial(pure, isolated=True), traced)
 
 
 def build(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

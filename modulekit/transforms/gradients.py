@@ -54,7 +54,8 @@ def value_and_grad(fn: Callable[P, Any], variables: Targets, has_aux: bool = Fal
                 targets = found
                 raise Unsettled
 
-        return Footprint().settle(lambda: _differentiate(run, targets, has_aux, check), "value_and_grad")
+        footprint = Footprint()
+        return footprint.settle(lambda: _differentiate(run, targets, has_aux, check, footprint), "value_and_grad")
 
     return wrapped
 
@@ -115,8 +116,9 @@ def implicit_value_and_gradients(fn: Callable[P, Any]) -> Callable[P, tuple[Any,
             if new:
                 raise Unsettled
 
-        value, gradients = Footprint().settle(
-            lambda: _differentiate(run, list(targets), False, check), "implicit_value_and_gradients"
+        footprint = Footprint()
+        value, gradients = footprint.settle(
+            lambda: _differentiate(run, list(targets), False, check, footprint), "implicit_value_and_gradients"
         )
         return value, list(zip(gradients, targets, strict=True))
 
@@ -157,7 +159,11 @@ def _check_targets(variables: Targets) -> None:
 
 
 def _differentiate(
-    run: Callable[[], Any], targets: list[Variable], has_aux: bool, check: Callable[[Overlay], None]
+    run: Callable[[], Any],
+    targets: list[Variable],
+    has_aux: bool,
+    check: Callable[[Overlay], None],
+    footprint: Footprint,
 ) -> tuple[Any, list[jax.Array]]:
     for target in targets:
         if not jnp.issubdtype(target.dtype, jnp.inexact):
@@ -168,8 +174,9 @@ def _differentiate(
     baked = bakes_reads()
 
     def pure(values: list[Any]) -> tuple[Any, Any]:
-        with Overlay(dict(zip(targets, values, strict=True)), baked=baked) as running:
+        with Overlay(dict(zip(targets, values, strict=True)), baked=baked, forgiven=footprint.born) as running:
             result = plain(run())
+            footprint.born.update(running.born)
             check(running)
         written[:] = running.written
         loss = result[0] if has_aux else result

@@ -4,6 +4,7 @@ Per call: one flat list of arrays in, one out. The arrays of written variables a
 second copy of the weights.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ from modulekit.core.variable import Variable, lendings
 from modulekit.transforms.arguments import join
 from modulekit.transforms.settle import Footprint, plain
 from modulekit.transforms.snapshot import Snapshot
+
+# Threads that step one model take turns: between taking the arrays and storing the new ones, nobody else may.
+_one_at_a_time = threading.RLock()
 
 
 class Program:
@@ -74,6 +78,15 @@ class Program:
 
     def call(self, traced: list[Any]) -> Any:
         """Runs the program on the variables themselves and replaces the values of the written ones."""
+        with _one_at_a_time:
+            result = self._call(traced)
+        if self._snapshot is None:
+            self._snapshot = Snapshot(self._ran.values())
+        for shared in self._shared:
+            shared.stored()
+        return result
+
+    def _call(self, traced: list[Any]) -> Any:
         writes = self.writes
         if self._donate and self._lendings != lendings.count:
             variable.own(writes)
@@ -91,10 +104,6 @@ class Program:
             if done and not self._blocks:
                 variable.store_arrays(writes, done[0][0])
             raise
-        if self._snapshot is None:
-            self._snapshot = Snapshot(self._ran.values())
-        for shared in self._shared:
-            shared.stored()
         return done[0][1]
 
     def call_inside(self, traced: list[Any]) -> Any:

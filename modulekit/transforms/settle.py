@@ -13,15 +13,12 @@ import jax
 
 from modulekit.core.arithmetic import Arithmetic, value_of
 from modulekit.core.overlay import Overlay
+from modulekit.core.overlay import Unsettled as Unsettled
 from modulekit.core.variable import Variable
 from modulekit.errors import UnsettledTraceError
 
 T = TypeVar("T")
 _ATTEMPTS = 6
-
-
-class Unsettled(Exception):
-    """The running attempt met variables that it did not know; they are in the footprint by now."""
 
 
 @dataclass
@@ -51,8 +48,8 @@ class Footprint:
         for _ in range(_ATTEMPTS):
             try:
                 return attempt()
-            except Unsettled:
-                continue
+            except Unsettled as met:
+                self.reads.update(dict.fromkeys(met.args))
         last = list(self.born)[-3:]
         raise UnsettledTraceError(
             f"mk.{transform} cannot compile a function that makes new variables each time it runs: "
