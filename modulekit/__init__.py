@@ -20,11 +20,14 @@ from modulekit.layers.linear import Linear
 from modulekit.layers.sequential import Sequential
 from modulekit.metrics import Mean, Metric, Sum
 from modulekit.optimizers import Optimizer
-from modulekit.transforms.build import build, footprint
+from modulekit.transforms.batching import vmap
+from modulekit.transforms.build import build, eval_shape, footprint
+from modulekit.transforms.control import cond, switch
 from modulekit.transforms.functionalize import functionalize
 from modulekit.transforms.gradients import grad, implicit_value_and_gradients, value_and_grad
 from modulekit.transforms.jit import jit
 from modulekit.transforms.loops import fori_loop, scan, while_loop
+from modulekit.transforms.remat import remat
 
 __all__ = [
     "AUTO_REUSE",
@@ -42,8 +45,10 @@ __all__ = [
     "VariableStore",
     "allow_empty_variables",
     "build",
+    "cond",
     "data",
     "errors",
+    "eval_shape",
     "footprint",
     "fori_loop",
     "format_variables",
@@ -63,10 +68,13 @@ __all__ = [
     "no_name_scope",
     "once",
     "optimizers",
+    "remat",
     "scan",
     "seed",
     "summary",
+    "switch",
     "value_and_grad",
     "variable_scope",
+    "vmap",
     "while_loop",
 ]

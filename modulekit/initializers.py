@@ -47,9 +47,11 @@ def _floating(dtype: Any) -> Any:
     return dtype
 
 
-def _draw(sample: Callable[[jax.Array], jax.Array], seed: int | None) -> jax.Array:
+def _draw(sample: Callable[[jax.Array, Any], jax.Array], dtype: Any, seed: int | None) -> jax.Array:
+    """Draws in single precision at least: JAX draws half-precision numbers from few and biased values."""
+    working = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
     with concrete():
-        return sample(next_initial_key(seed=seed))
+        return sample(next_initial_key(seed=seed), working).astype(dtype)
 
 
 class Zeros(Initializer):
@@ -122,8 +124,8 @@ class RandomUniform(Initializer):
         """Returns an array of this shape and dtype."""
         dtype = _numerical(dtype)
         if jnp.issubdtype(dtype, jnp.integer):
-            return _draw(lambda key: jax.random.randint(key, shape, self.minval, self.maxval, dtype), self.seed)
-        return _draw(lambda key: jax.random.uniform(key, shape, dtype, self.minval, self.maxval), self.seed)
+            return _draw(lambda key, d: jax.random.randint(key, shape, self.minval, self.maxval, d), dtype, self.seed)
+        return _draw(lambda key, d: jax.random.uniform(key, shape, d, self.minval, self.maxval), dtype, self.seed)
 
 
 class RandomNormal(Initializer):
@@ -146,8 +148,7 @@ class RandomNormal(Initializer):
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _floating(dtype)
-        scale = np.asarray(self.stddev, dtype)
-        return _draw(lambda key: jax.random.normal(key, shape, dtype) * scale + np.asarray(self.mean, dtype), self.seed)
+        return _draw(lambda key, d: jax.random.normal(key, shape, d) * self.stddev + self.mean, dtype, self.seed)
 
 
 class TruncatedNormal(Initializer):
@@ -173,8 +174,11 @@ class TruncatedNormal(Initializer):
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _floating(dtype)
-        scale, mean = np.asarray(self.stddev, dtype), np.asarray(self.mean, dtype)
-        return _draw(lambda key: jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * scale + mean, self.seed)
+        return _draw(
+            lambda key, d: jax.random.truncated_normal(key, -2.0, 2.0, shape, d) * self.stddev + self.mean,
+            dtype,
+            self.seed,
+        )
 
 
 class Identity(Initializer):

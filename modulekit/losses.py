@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
 from modulekit.core.explain import summarize
 
 
 def softmax_cross_entropy(
     logits: Float[Array, "batch *rest classes"],
-    labels: Int[Array, "batch *rest"] | Float[Array, "batch *rest classes"],
+    labels: Integer[Array, "batch *rest"] | Float[Array, "batch *rest classes"],
 ) -> Float[Array, " batch"]:
     """Returns the cross-entropy of softmax(logits), in nats: `-sum_c p_c log softmax(logits)_c`.
 
@@ -48,6 +48,7 @@ def softmax_cross_entropy(
     classes = logits.shape[-1]
     if not isinstance(labels, jax.core.Tracer):
         check_labels(labels, classes)
+    labels = labels.astype(jnp.int32)  # a small integer type may not hold the number of classes
     known = (labels >= 0) & (labels < classes)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
     return _per_example(jnp.where(known, losses, jnp.nan))
@@ -99,7 +100,7 @@ def squared_error(
     return _per_example(jnp.square(predictions - targets))
 
 
-def check_labels(labels: Int[Array, "..."], classes: int) -> None:
+def check_labels(labels: Integer[Array, "..."], classes: int) -> None:
     """Raises `ValueError` if a label is outside `0 .. classes - 1`, naming the first one.
 
     Args:
@@ -122,6 +123,8 @@ def check_labels(labels: Int[Array, "..."], classes: int) -> None:
 
 
 def _check_same_shape(name: str, first: Array, second: Array) -> None:
+    if first.ndim == 0:
+        raise ValueError(f"{name} expects predictions of shape [batch, ...], got {summarize(first)}: add a batch axis")
     if first.shape != second.shape:
         raise ValueError(
             f"{name} expects predictions and targets of one shape, got {summarize(first)} and {summarize(second)}"

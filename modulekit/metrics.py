@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
 from modulekit.core.arithmetic import value_of
 from modulekit.core.explain import summarize
@@ -116,8 +116,8 @@ class Mean(Metric):
 class ExampleMean(Metric):
     """The mean over all examples, the same for any batch sizes.
 
-    The sum is kept in two float32 numbers (Neumaier's compensated summation), so that its error does not grow with the
-    number of batches; examples are counted as integers, exactly up to 2^31 - 1.
+    The sum is kept in two float32 numbers, the second one for what the first has rounded off (Knuth's TwoSum), so that
+    its error does not grow with the number of examples; they are counted as integers, exactly up to 2^31 - 1.
 
     >>> mean = ExampleMean()
     >>> mean.update(jnp.array([1.0, 1.0, 1.0]))
@@ -151,14 +151,16 @@ class ExampleMean(Metric):
             raise ValueError(f"{self!r} expects one value per example, [batch]; got {summarize(values)}")
         values = values.astype(jnp.float32)
         if mask is not None:
+            if jnp.shape(mask) != values.shape:
+                raise ValueError(
+                    f"{self!r} expects one mask value for each of {values.size} examples; got {summarize(mask)}"
+                )
             values = jnp.where(mask, values, 0.0)
-        added = values.sum()
-        total = self.sum + added
-        lost = jnp.where(
-            jnp.abs(self.sum.value) >= jnp.abs(added), (self.sum - total) + added, (added - total) + self.sum
-        )
+        added, lost_inside = _compensated_sum(values)
+        total, lost = _two_sum(self.sum.value, added)
+        lost = lost + lost_inside
         self.sum.assign(total)
-        self.compensation.assign_add(lost)
+        self.compensation.assign_add(jnp.where(jnp.isfinite(lost), lost, 0.0))  # inf - inf says nothing
         self.count.assign_add(values.shape[0] if mask is None else jnp.count_nonzero(mask).astype(jnp.int32))
 
     @property
@@ -185,7 +187,7 @@ class Accuracy(Module):
         super().__init__(name=name)
         self.mean = ExampleMean()
 
-    def update(self, logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> None:
+    def update(self, logits: Float[Array, "batch classes"], labels: Integer[Array, " batch"]) -> None:
         """Adds a batch: `logits` `[batch, classes]` and integer `labels` `[batch]`."""
         self.mean.update(correct(logits, labels))
 
@@ -199,7 +201,7 @@ class Accuracy(Module):
         self.mean.reset()
 
 
-def correct(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+def correct(logits: Float[Array, "batch classes"], labels: Integer[Array, " batch"]) -> Float[Array, " batch"]:
     """Returns 1 for each example whose largest logit is its label's, else 0.
 
     >>> correct(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).tolist()
@@ -211,6 +213,29 @@ def correct(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"])
             f"expected logits [batch, classes] and labels [batch], got {summarize(logits)} and {summarize(labels)}"
         )
     return (logits.argmax(axis=-1) == labels).astype(jnp.float32)
+
+
+def _compensated_sum(values: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the sum of `values`, added up in pairs, and what rounding took from it.
+
+    >>> high, low = _compensated_sum(jnp.array([2.0**25, 1.0, 1.0, 1.0]))
+    >>> float(high) + float(low) == 2.0**25 + 3
+    True
+    """
+    high, low = values, jnp.zeros_like(values)
+    while high.shape[0] > 1:
+        if high.shape[0] % 2:
+            high, low = jnp.pad(high, (0, 1)), jnp.pad(low, (0, 1))
+        total, lost = _two_sum(high[::2], high[1::2])
+        high, low = total, low[::2] + low[1::2] + lost
+    return high.sum(), low.sum()
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Returns `a + b` rounded, and the rest, exactly. Source: Knuth, The Art of Computer Programming 2, 4.2.2."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
 
 
 def _zeros_like(value: Any, name: str) -> Variable:

@@ -38,7 +38,7 @@ class Supervised(Scenario):
 
     def update(self, batch: Any, *, model: Any, optimizer: mk.Optimizer, loss: Loss) -> Mapping[str, Any]:
         """Takes one step down the gradient of the mean loss; returns the loss before it."""
-        inputs, targets = batch
+        inputs, targets = pair(batch, "data")
         return {"loss": optimizer.minimize(lambda: loss(_call(model, inputs, True), targets).mean(), model)}
 
     def evaluate(self, batch: Any, *, model: Any, optimizer: mk.Optimizer, loss: Loss) -> Mapping[str, Any]:
@@ -69,7 +69,10 @@ class Supervised(Scenario):
 def pair(arrays: Any, which: str) -> tuple[Any, Any]:
     """Returns `(inputs, targets)`, or raises `ValueError` if that is not what the data is."""
     if not isinstance(arrays, tuple | list) or len(arrays) != 2:
-        raise ValueError(f"{which} must be a pair (inputs, targets), not {type(arrays).__name__} of {len(arrays)}")
+        found = (
+            f"a {type(arrays).__name__} of {len(arrays)}" if isinstance(arrays, tuple | list | dict) else "one array"
+        )
+        raise ValueError(f"{which} must be a pair (inputs, targets), not {found}")
     return arrays[0], arrays[1]
 
 
@@ -78,7 +81,11 @@ def _call(model: Any, inputs: Any, is_training: bool) -> Any:
 
 
 def needs_is_training(model: Any) -> bool:
-    """Returns whether a call must say if it is training: the model says so, or has an argument without a default."""
+    """Returns whether a call must say if it is training.
+
+    So it is if the model's attribute `needs_is_training` says so; where there is none, if a call takes an argument
+    `is_training` whose default is not None.
+    """
     said = getattr(model, "needs_is_training", None)
     if said is not None:
         return bool(said)

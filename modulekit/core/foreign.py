@@ -20,6 +20,9 @@ from modulekit.errors import ForeignTransformError
 
 TraceState = Any
 
+# JAX keeps what it traced for one value of this context apart from what it traced for another.
+caches_apart = jax.make_user_context(None)
+
 
 class _Jax:
     """JAX's own token function, and its token of untraced execution.

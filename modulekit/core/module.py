@@ -77,17 +77,18 @@ class ModuleType(ExplainedType):
 
 def _scoped_attribute(key: str, value: Any) -> Any:
     if isinstance(value, Once):
-        return value if hasattr(value, _UNSCOPED) else Once(_scoped(value.function))
+        return value if hasattr(value, _UNSCOPED) else Once(in_scope(value.function))
     if isinstance(value, property):
-        getter, setter, deleter = (f if f is None else _scoped(f) for f in (value.fget, value.fset, value.fdel))
+        getter, setter, deleter = (f if f is None else in_scope(f) for f in (value.fget, value.fset, value.fdel))
         return property(getter, setter, deleter, value.__doc__)
     is_special = key.startswith("__") and key not in ("__call__", "__enter__", "__exit__")
     if inspect.isfunction(value) and not is_special and not hasattr(value, _UNSCOPED):
-        return _scoped(value)
+        return in_scope(value)
     return value
 
 
-def _scoped(method: Callable[..., Any]) -> Callable[..., Any]:
+def in_scope(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a method that runs inside its module's name scope."""
     if hasattr(method, _UNSCOPED):
         return method
 

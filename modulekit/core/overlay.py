@@ -8,6 +8,7 @@ every variable is as it was.
 A read answered from outside is recorded by every overlay on the way, because each of those transforms depends on it.
 """
 
+import contextlib
 import threading
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -83,21 +84,25 @@ class Overlay:
         self.outer: Overlay | None = _active.overlay
         self.forgiven: set[Any] = set(forgiven) | (self.outer.forgiven if self.outer else set())
         self._collects_reads = collects_reads
+        self._isolates = isolated
         self._isolated: bool = isolated or (self.outer is not None and self.outer._isolated)
         self._reads_are_safe: bool = collects_reads or (self.outer is not None and self.outer._reads_are_safe)
         self._outside_is_baked = baked and not self._reads_are_safe
         self._state: Any = None
 
-    def is_home(self, state: foreign.TraceState) -> bool:
-        """Returns whether `state` is that of this overlay's own trace."""
-        return bool(state == self._state)
+    def is_home(self) -> bool:
+        """Returns whether the caller runs in this overlay's own trace, and in no plain transform inside it."""
+        return bool(foreign.trace_state() == self._state)
 
     def __enter__(self) -> Self:
+        self._apart = foreign.caches_apart(object()) if self._isolates else contextlib.nullcontext()
+        self._apart.__enter__()
         self._state = foreign.trace_state()
         _active.overlay = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._apart.__exit__(kind, error, tb)
         _active.overlay = self.outer
         if self.outer is not None:
             self.outer.ran.update(self.ran)
@@ -128,8 +133,14 @@ class Overlay:
             raise foreign.refuse_read(box.describe())
         return value
 
+    def form(self, box: Box, stored: Any) -> Any:
+        """Returns the value that gives the shape of `box`, which is not a read."""
+        if box in self.values:
+            return self.values[box]
+        return stored if self.outer is None else self.outer.form(box, stored)
+
     def _is_inside_a_plain_transform(self) -> bool:
-        return not _active.concrete and foreign.trace_state() != self._state and foreign.stages()
+        return not _active.concrete and not self.is_home() and foreign.stages()
 
     def _has_written(self, box: Box) -> bool:
         return box in self.written or (self.outer is not None and self.outer._has_written(box))
@@ -150,9 +161,8 @@ def bakes_reads() -> bool:
 
     A transform of ours asks this before it hands over to JAX: what its function reads from outside would be baked in.
     """
-    state = foreign.trace_state()
     running = _active.overlay
-    at_home = foreign.is_eager(state) if running is None else running.is_home(state)
+    at_home = foreign.untraced() if running is None else running.is_home()
     return not at_home and not _active.concrete and foreign.stages()
 
 

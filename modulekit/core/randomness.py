@@ -4,6 +4,9 @@ A stream is a key and a counter, both variables: each draw folds the counter int
 saved and resumed like weights, differs from step to step inside compiled loops, and repeats inside rematerialization.
 """
 
+import weakref
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +14,8 @@ from modulekit.core import draws, names, overlay
 from modulekit.core.module import Module
 from modulekit.core.once import once
 from modulekit.core.variable import Variable
+
+_streams: weakref.WeakKeyDictionary[Variable, "RandomStream"] = weakref.WeakKeyDictionary()
 
 
 class RandomStream(Module):
@@ -34,6 +39,15 @@ class RandomStream(Module):
     def _initialize(self) -> None:
         self.key = Variable(jax.random.key_data(jax.random.key(self.seed)), trainable=False, name="key")
         self.counter = Variable(jnp.zeros([], jnp.uint32), trainable=False, name="counter")
+        self._register()
+
+    def _register(self) -> None:
+        _streams.update({self.key: self, self.counter: self})
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        if hasattr(self, "counter"):
+            self._register()
 
     def next_key(self) -> jax.Array:
         """Returns a typed key that no other draw of this stream gets, and counts it."""
@@ -47,6 +61,11 @@ class RandomStream(Module):
         self._initialize()
         self.key.assign(jax.random.key_data(key))
         self.counter.assign(0)
+
+
+def stream_of(part: Variable) -> RandomStream | None:
+    """Returns the stream whose key or counter a variable is."""
+    return _streams.get(part)
 
 
 class _Default:

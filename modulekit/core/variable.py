@@ -81,8 +81,9 @@ class Variable(Arithmetic):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape, fixed at construction."""
-        return tuple(self._array.shape)
+        """The shape, fixed at construction; inside `mk.vmap`, that of one lane."""
+        running = overlay.active()
+        return tuple((self._array if running is None else running.form(self, self._array)).shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -163,18 +164,26 @@ class Variable(Arithmetic):
 
     def assign_add(self, value: ArrayLike) -> None:
         """Adds `value` (an array of the variable's shape, or a number) to the variable."""
-        self._check_writable()
-        self.assign(self.value + value_of(value))
+        self.assign(self.value + self._change(value))
 
     def assign_sub(self, value: ArrayLike) -> None:
         """Subtracts `value` (an array of the variable's shape, or a number) from the variable."""
-        self._check_writable()
-        self.assign(self.value - value_of(value))
+        self.assign(self.value - self._change(value))
 
     def stored(self) -> jax.Array:
         """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out."""
         self._lend()
         return self._array
+
+    def _change(self, value: ArrayLike) -> ArrayLike:
+        self._check_writable()
+        change = value_of(value)
+        if jnp.shape(change) not in ((), self.shape):
+            raise ValueError(
+                f"{self.describe()} has shape {list(self.shape)} and cannot be changed by shape {list(jnp.shape(change))}: "
+                "give an array of its shape, or a number"
+            )
+        return change
 
     def _check_writable(self) -> None:
         running = overlay.active()

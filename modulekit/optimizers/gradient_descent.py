@@ -90,7 +90,7 @@ class Adam(Transformed):
     """
 
     _slot_names = {"mu": ("m", "m"), "nu": ("v", "v")}
-    _counter_names = {"count": ("step", "t")}
+    _counter_names = {"count": "step"}
 
     def __init__(
         self,

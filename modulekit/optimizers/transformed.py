@@ -13,7 +13,7 @@ from modulekit.core.arithmetic import value_of
 from modulekit.core.overlay import concrete
 from modulekit.core.variable import Variable
 from modulekit.optimizers.base import Optimizer, Update, check_updates
-from modulekit.optimizers.slots import Layout, SlotTable
+from modulekit.optimizers.slots import SHARED, Layout, SlotTable, plain_leaves
 
 Hyperparameter = float | jax.Array | Variable
 
@@ -22,16 +22,17 @@ class Transformed(Optimizer):
     """Abstract: keeps the state of an optax transformation in variables, slot by slot.
 
     `_slot_names` maps optax's field names to `(attribute, scope)`: under which attribute the slots are listed, and what
-    stands before the parameter's name in theirs. `_counter_names` does the same for what is not per parameter.
+    stands before the parameter's name in theirs. `_counter_names` maps the fields that are not per parameter to the
+    attributes of the variables that the constructor has made for them.
     """
 
     _slot_names: dict[str, tuple[str, str]] = {}
-    _counter_names: dict[str, tuple[str, str]] = {}
+    _counter_names: dict[str, str] = {}
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name=name)
         self._slots = SlotTable()
-        self._counters: tuple[Variable, ...] | None = None
+        self._counters: tuple[str, ...] | None = None  # the attributes that hold them
 
     @abc.abstractmethod
     def _transformation(self) -> optax.GradientTransformation:
@@ -50,47 +51,49 @@ class Transformed(Optimizer):
         check_updates(updates, parameters)
         given = [p for u, p in zip(updates, parameters, strict=True) if u is not None]
         transformation = self._transformation()
-        layout = Layout(transformation, parameters)
-        self._make_missing(layout, parameters)
-        if len(given) < len(parameters):
-            layout = Layout(transformation, given)
+        self._make_missing(transformation, parameters)
+        layout = Layout(transformation, given)
         # A parameter given twice has a set of slots for each place, so the places are looked up before None is dropped.
         places = self._slots.of(parameters)
         used = [slots or [] for u, slots in zip(updates, places, strict=True) if u is not None]
-        variables = layout.arrange(used, self._counters or ())
-        state = jax.tree.unflatten(layout.tree, [v.value for v in variables])
-        steps, state = transformation.update(
-            [jnp.asarray(value_of(u)) for u in updates if u is not None], state, [p.value for p in given]
-        )
-        for variable, new in zip(variables, jax.tree.leaves(state), strict=True):
-            variable.assign(jnp.asarray(new).astype(variable.dtype))
+        variables = layout.arrange(used, [getattr(self, name) for name in self._counters or ()])
+        state = layout.state([v.value for v in variables])
+        gradients = [jnp.asarray(value_of(u)) for u in updates if u is not None]
+        steps, state = transformation.update(gradients, state, [p.value for p in given])
+        for variable, new in zip(variables, plain_leaves(state), strict=True):
+            variable.assign(new.astype(variable.dtype))
         for parameter, step in zip(given, steps, strict=True):
             parameter.assign_add(step.astype(parameter.dtype))
 
-    def _make_missing(self, layout: Layout, parameters: Sequence[Variable]) -> None:
-        if self._counters is None:
-            self._counters = tuple(self._make_counter(*item) for item in self._fields(layout, -1, self._counter_names))
-        for index, (parameter, slots) in enumerate(zip(parameters, self._slots.of(parameters), strict=True)):
-            if slots is None:
-                fields = self._fields(layout, index, self._slot_names)
-                self._slots.add(parameter, [self._make_slot(parameter, *item) for item in fields])
-
-    def _fields(self, layout: Layout, owner: int, table: dict[str, tuple[str, str]]) -> Any:
-        for field, spec in zip(layout.names(owner), layout.specs(owner), strict=True):
-            yield (*table.get(field, (field, field)), spec)
-
-    def _make_counter(self, attribute: str, name: str, spec: jax.ShapeDtypeStruct) -> Variable:
-        if isinstance(getattr(self, attribute, None), Variable):
-            existing: Variable = getattr(self, attribute)
-            return existing
+    def _make_missing(self, transformation: optax.GradientTransformation, parameters: Sequence[Variable]) -> None:
+        owned = self._slots.of(parameters)
+        if self._counters is not None and None not in owned:
+            return
+        layout = Layout(transformation, parameters)
         with names.absolute(self.scope_name), concrete():
-            made = Variable(jnp.zeros(spec.shape, spec.dtype), trainable=False, name=name)
-        setattr(self, attribute, made)
-        return made
+            first = plain_leaves(transformation.init([p.value for p in parameters]))
+            if self._counters is None:
+                self._counters = tuple(self._make_counter(layout, first, place) for place in layout.of(SHARED))
+            for index, (parameter, slots) in enumerate(zip(parameters, owned, strict=True)):
+                if slots is None:
+                    made = [self._make_slot(parameter, layout.leaves[i].field, first[i]) for i in layout.of(index)]
+                    self._slots.add(parameter, made)
 
-    def _make_slot(self, parameter: Variable, attribute: str, scope: str, spec: jax.ShapeDtypeStruct) -> Variable:
-        with names.absolute(self.scope_name), concrete():
-            made = Variable(jnp.zeros(spec.shape, spec.dtype), trainable=False, name=f"{scope}/{parameter.name}")
+    def _make_counter(self, layout: Layout, first: Sequence[Any], place: int) -> str:
+        """Makes a variable for a leaf that belongs to no parameter; returns the attribute that holds it."""
+        field = layout.leaves[place].field
+        if field in self._counter_names:
+            return self._counter_names[field]  # the constructor has made it
+        attribute, count = field, 1
+        while hasattr(self, attribute):
+            count += 1
+            attribute = f"{field}_{count}"
+        setattr(self, attribute, Variable(first[place], trainable=False, name=attribute))
+        return attribute
+
+    def _make_slot(self, parameter: Variable, field: str, value: Any) -> Variable:
+        attribute, scope = self._slot_names.get(field, (field, field))
+        made = Variable(value, trainable=False, name=f"{scope}/{parameter.name}")
         setattr(self, attribute, (*getattr(self, attribute, ()), made))
         return made
 

@@ -1,14 +1,12 @@
 """`build`: makes the variables of a module from the shapes of its inputs, without computing anything."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import foreign
-from modulekit.core.overlay import Overlay, Unsettled
+from modulekit.core.overlay import Unsettled
 from modulekit.transforms.arguments import join, split
 from modulekit.transforms.settle import Footprint, plain
 
@@ -22,9 +20,9 @@ def trace_abstractly(
       The result, with a `jax.ShapeDtypeStruct` for each array.
     """
 
-    def pure(leaves: list[Any], isolated: bool) -> Any:
+    def pure(leaves: list[Any]) -> Any:
         args, kwargs = join(key, leaves)
-        with Overlay(collects_reads=True, forgiven=footprint.born, isolated=isolated) as running:
+        with footprint.overlay({}, collects_reads=True) as running:
             result = plain(function(*args, **kwargs))
         footprint.reads.update(running.touched)
         footprint.writes.update(running.written)
@@ -32,10 +30,10 @@ def trace_abstractly(
         return result
 
     try:
-        return jax.eval_shape(functools.partial(pure, isolated=False), traced)
-    except Unsettled:  # a plain JAX transform reads variables
-        with foreign.caches_apart(object()):
-            return jax.eval_shape(functools.partial(pure, isolated=True), traced)
+        return jax.eval_shape(pure, traced)
+    except Unsettled:  # a plain JAX transform inside reads variables
+        footprint.isolated = True
+        return jax.eval_shape(pure, traced)
 
 
 def build(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -57,6 +55,22 @@ def build(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     (784, 10)
     """
     args, kwargs = jax.tree.map(_specification, (args, kwargs), is_leaf=_is_shape)
+    traced, key = split(args, kwargs)
+    return trace_abstractly(f, key, traced, Footprint())
+
+
+def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Returns what `f` would return, with a `jax.ShapeDtypeStruct` for each array; as `jax.eval_shape`, over variables.
+
+    Args:
+      f: a module or function; variables that do not exist yet are made, and no variable changes.
+      *args: its inputs: arrays or `jax.ShapeDtypeStruct`s.
+      **kwargs: likewise; booleans and strings are passed as they are.
+
+    >>> import modulekit as mk, jax.numpy as jnp
+    >>> mk.eval_shape(mk.Linear(10), jnp.ones([32, 784])).shape
+    (32, 10)
+    """
     traced, key = split(args, kwargs)
     return trace_abstractly(f, key, traced, Footprint())
 

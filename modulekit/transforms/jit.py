@@ -7,6 +7,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import jax
 
 from modulekit.core import foreign, overlay
+from modulekit.core.module import Module, in_scope
 from modulekit.transforms.arguments import split
 from modulekit.transforms.build import trace_abstractly
 from modulekit.transforms.program import Program
@@ -25,6 +26,10 @@ class Jitted(Generic[P, R]):
         self._donate = donate
         self._known = known
         self._programs: dict[tuple[Any, ...], Program] = {}
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if issubclass(owner, Module):
+            self._function = in_scope(self._function)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else functools.partial(self, instance)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp  # noqa: F401 (for the examples)
+import jax.numpy as jnp
 
 from modulekit.core import variable
-from modulekit.core.overlay import Overlay, bakes_reads
+from modulekit.core.overlay import bakes_reads
 from modulekit.transforms.settle import Footprint, plain, values_of
 
 
@@ -52,7 +52,7 @@ def scan(
 
         def body(state: tuple[list[Any], Any], x: Any) -> tuple[tuple[list[Any], Any], Any]:
             values, carry = state
-            with Overlay(dict(zip(carried, values, strict=True)), baked=baked, forgiven=footprint.born) as running:
+            with footprint.overlay(dict(zip(carried, values, strict=True)), baked=baked) as running:
                 carry, y = plain(f(carry, x))
                 footprint.check(running)
             return ([running.values[v] for v in carried], carry), y
@@ -93,14 +93,14 @@ def while_loop(
         carried, baked = list(footprint.writes), bakes_reads()
 
         def condition(state: tuple[list[Any], Any]) -> Any:
-            with Overlay(dict(zip(carried, state[0], strict=True)), baked=baked, forgiven=footprint.born) as running:
+            with footprint.overlay(dict(zip(carried, state[0], strict=True)), baked=baked) as running:
                 result = plain(cond_fun(state[1]))
             if running.written:
                 raise ValueError(f"the condition of mk.while_loop writes {next(iter(running.written)).describe()}")
             return result
 
         def body(state: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
-            with Overlay(dict(zip(carried, state[0], strict=True)), baked=baked, forgiven=footprint.born) as running:
+            with footprint.overlay(dict(zip(carried, state[0], strict=True)), baked=baked) as running:
                 value = plain(body_fun(state[1]))
                 footprint.check(running)
             return [running.values[v] for v in carried], value
@@ -117,7 +117,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
 
     Args:
       lower: the first index, an integer or an integer scalar.
-      upper: the index after the last one; it may be traced.
+      upper: the index after the last one; it may be traced. A gradient passes through the loop if both are integers.
       body_fun: the step; it may read and write variables.
       init_val: the first value, any structure of arrays.
 
@@ -128,6 +128,9 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
     >>> int(mk.fori_loop(0, 5, lambda i, total: total + i, 0))
     10
     """
+    if isinstance(lower, int) and isinstance(upper, int):  # as a scan, which has a gradient
+        indices = jnp.arange(lower, max(lower, upper))
+        return scan(lambda value, index: (body_fun(index, value), None), init_val, indices)[0]
 
     def body(state: tuple[Any, Any]) -> tuple[Any, Any]:
         index, value = state

@@ -12,11 +12,11 @@ import jax
 
 from modulekit.core import overlay, variable
 from modulekit.core.module import Module
-from modulekit.core.overlay import Overlay
 from modulekit.core.variable import Variable, lendings
 from modulekit.transforms.arguments import join
 from modulekit.transforms.settle import Footprint, plain
-from modulekit.transforms.snapshot import Snapshot
+from modulekit.transforms.snapshot import Snapshot, modules_of
+from modulekit.transforms.staged import calls_python
 
 # Threads that step one model take turns: between taking the arrays and storing the new ones, nobody else may.
 _one_at_a_time = threading.RLock()
@@ -44,12 +44,14 @@ class Program:
         self._snapshot: Snapshot | None = None
         self._blocks = False
         self._donate = donate and not jax.config.jax_debug_nans  # type: ignore[attr-defined]
-        self.compiled = jax.jit(self._pure, donate_argnums=(0,) if self._donate else ())
+        self._undonated = jax.jit(self._pure)
+        self.compiled = jax.jit(self._pure, donate_argnums=(0,)) if self._donate else self._undonated
 
     def _pure(self, written: list[Any], read: list[Any], traced: list[Any]) -> tuple[list[Any], Any]:
         args, kwargs = join(self._key, traced)
+        self._ran.update((id(module), module) for module in modules_of(self._function, (args, kwargs)))
         bindings = dict(zip(self.writes, written, strict=True)) | dict(zip(self.reads, read, strict=True))
-        with Overlay(bindings, collects_reads=True, forgiven=self.footprint.born) as running:
+        with self.footprint.overlay(bindings, collects_reads=True) as running:
             result = plain(self._function(*args, **kwargs))
             self.footprint.check(running, reads=True, births=False)
         new = [running.values[v] for v in self.writes]
@@ -63,10 +65,10 @@ class Program:
         Such a program may fail halfway, and the variables must be as before.
         """
         current = (variable.stored_arrays(self.writes), variable.stored_arrays(self.reads), traced)
-        self._blocks = bool(self.compiled.trace(*current).jaxpr.effects)
+        self._blocks = calls_python(self.compiled.trace(*current).jaxpr)
         if self._blocks:
             self._donate = False
-            self.compiled = jax.jit(self._pure)
+            self.compiled = self._undonated
 
     def lower(self, traced: list[Any]) -> jax.stages.Lowered:
         """Returns the lowered program; `traced` may hold `jax.ShapeDtypeStruct`s."""
@@ -109,7 +111,7 @@ class Program:
     def call_inside(self, traced: list[Any]) -> Any:
         """Runs the program inside another transform, whose overlay answers and takes the values."""
         written = [v.value for v in self.writes]
-        new, result = self.compiled(written, [v.value for v in self.reads], traced)
+        new, result = self._undonated(written, [v.value for v in self.reads], traced)
         variable.commit(self.writes, new)
         if self._snapshot is None:
             self._snapshot = Snapshot(self._ran.values())

@@ -5,7 +5,7 @@ Users list no variables. A transform traces with what it knows; where the trace 
 the second settles. A function that makes new variables in every attempt never settles, and is told so.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from modulekit.core.variable import Variable
 from modulekit.errors import UnsettledTraceError
 
 T = TypeVar("T")
-_ATTEMPTS = 6
+_ATTEMPTS = 12
 
 
 @dataclass
@@ -29,15 +29,21 @@ class Footprint:
       reads: those that it reads before it writes them, in the order of the first read.
       writes: those that it writes, in the order of the first write.
       born: those that it made.
+      isolated: whether a plain JAX transform inside reads variables, so that JAX must not reuse what it traced.
     """
 
     reads: dict[Variable, None] = field(default_factory=dict)
     writes: dict[Variable, None] = field(default_factory=dict)
     born: dict[Variable, None] = field(default_factory=dict)
+    isolated: bool = False
 
     def copy(self) -> "Footprint":
         """Returns a footprint that grows apart from this one."""
-        return Footprint(dict(self.reads), dict(self.writes), dict(self.born))
+        return Footprint(dict(self.reads), dict(self.writes), dict(self.born), self.isolated)
+
+    def overlay(self, bindings: Mapping[Variable, Any], **options: bool) -> Overlay:
+        """Returns the overlay of one attempt."""
+        return Overlay(bindings, forgiven=self.born, isolated=self.isolated, **options)
 
     def settle(self, attempt: Callable[[], T], transform: str) -> T:
         """Returns the result of the first attempt that meets nothing new.

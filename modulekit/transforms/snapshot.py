@@ -5,9 +5,13 @@ as long as they are the same. Assigning an attribute of a module that some progr
 unchanged count needs no look; lists and dicts change without an assignment: their elements are compared by identity.
 """
 
+import functools
+import inspect
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import jax
 
 from modulekit.core import collect
 from modulekit.core.module import Module, modules_in
@@ -69,4 +73,26 @@ def _elements(container: Any) -> Iterable[Any]:
 
 
 def _same(now: Any, then: Any) -> bool:
-    return now is then or (type(now) is type(then) and isinstance(now, _PLAIN) and now == then)
+    if now is then:
+        return True
+    if type(now) is not type(then):
+        return False
+    if isinstance(now, tuple):
+        return len(now) == len(then) and all(map(_same, now, then))
+    return isinstance(now, _PLAIN) and bool(now == then)
+
+
+def modules_of(function: Any, arguments: Any) -> Iterator[Module]:
+    """Yields the modules that a function can see: in its arguments, its closure and the globals that it names."""
+    yield from (leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, Module))
+    while isinstance(function, functools.partial):
+        yield from (leaf for leaf in jax.tree.leaves((function.args, function.keywords)) if isinstance(leaf, Module))
+        function = function.func
+    if isinstance(getattr(function, "__self__", None), Module):
+        yield function.__self__
+    if isinstance(function, Module):
+        yield function
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if inspect.isfunction(function):
+        seen = inspect.getclosurevars(function)
+        yield from (value for value in (*seen.nonlocals.values(), *seen.globals.values()) if isinstance(value, Module))

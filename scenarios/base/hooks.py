@@ -1,11 +1,12 @@
 """Hooks: functions that hear the events of a run, and may ask it to stop. They set no flags on models or loops."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from scenarios.base.events import Event, Finished, Progressed, Started
 
@@ -24,8 +25,8 @@ class JsonLines:
     """Appends each event but the progress to a file, one JSON object a line.
 
     Args:
-      path: the file. A run that resumes goes on below the lines up to its step; later ones are cut off, since they will be
-        written again.
+      path: the file; a number that is not finite stands in it as null, since JSON has none. A run that resumes goes on
+        below the lines up to its step; later ones are cut off, since they will be written again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +43,7 @@ class JsonLines:
         if self._file is None:
             return
         content = {"event": type(event).__name__.lower(), **asdict(event), "time": round(time.time(), 3)}
-        self._file.write(json.dumps(content, default=str) + "\n")
+        self._file.write(json.dumps(_in_json(content), default=str, allow_nan=False) + "\n")
         self._file.flush()
         if isinstance(event, Finished):
             self._file.close()
@@ -55,6 +56,12 @@ class JsonLines:
         temporary = self._path.with_name(f".{self._path.name}")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self._path)
+
+
+def _in_json(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _in_json(value) for key, value in content.items()}
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _step_of(line: str) -> float:

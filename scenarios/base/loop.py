@@ -1,6 +1,7 @@
 """The loop of a run: update, log, evaluate, save, until the last step."""
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from modulekit.data import Arrays, batch_indices
@@ -34,9 +35,10 @@ class Loop:
     stepper: Stepper
     evaluator: Evaluator | None
     saver: Saver | None
-    hooks: Iterable[Hook]
+    hooks: Sequence[Hook]
     explain: Callable[..., Exception]
     _evaluated: tuple[int, dict[str, float]] | None = None
+    _reason: str | None = None  # of the first hook that asked to stop
 
     def run(self, progress: Progress) -> tuple[Mapping[str, float], str]:
         """Runs from where `progress` stands to the last step.
@@ -44,44 +46,43 @@ class Loop:
         Returns:
           `(metrics, reason)`: the last evaluation, or the last row of the history; and why the run ended.
         """
-        reason: str | None = None
-        self._tell(events.Started(self.name, progress.step, self.settings.steps))
+        metrics: Mapping[str, float] = {}
         try:
+            self._tell(events.Started(self.name, progress.step, self.settings.steps))
             with Interruption() as interruption:
-                while progress.step < self.settings.steps and reason is None and interruption.received is None:
-                    reason = self._advance(progress)
+                while progress.step < self.settings.steps and self._reason is None and interruption.received is None:
+                    self._advance(progress)
                     if self._is_due(progress.step, self.settings.eval_interval):
                         self._evaluate(progress)
                     if self._is_due(progress.step, self.settings.save_interval):
                         self._save(progress)
-                if interruption.received is not None:
-                    self._save(progress)
-                    interruption.leave(self._farewell(progress.step))
-                metrics = self._evaluate(progress) or _last_row(progress)
+                if interruption.received is None:
+                    metrics = self._evaluate(progress) or _last_row(progress)
                 self._save(progress)
+                interruption.obey(self._farewell(progress.step))
         except BaseException as error:
-            self._tell(events.Finished(progress.step, f"ended by {type(error).__name__}"))
+            with contextlib.suppress(Exception):
+                self._tell_end(events.Finished(progress.step, f"ended by {type(error).__name__}"))
             raise
-        self._tell(events.Finished(progress.step, reason or "done"))
-        return metrics, reason or "done"
+        reason = self._reason or "done"
+        self._tell_end(events.Finished(progress.step, reason))
+        return metrics, reason
 
-    def _advance(self, progress: Progress) -> str | None:
-        """Runs one program, and returns why the run is to end, if a hook says so."""
+    def _advance(self, progress: Progress) -> None:
+        """Runs one program."""
         settings = self.settings
         count = self.stepper.advise(settings.next_stop(progress.step) - progress.step)
         indices = batch_indices(self.data.size, settings.batch_size, settings.seed, progress.step, count)
         done, metrics = self.stepper.run(progress.step, indices)
         progress.in_loop = self.stepper.decided
-        stops = []
         for index in range(done):
             row = progress.add(_at(metrics, index), settings.log_interval)
             if row is not None:
-                stops.append(self._tell(events.Logged(progress.step, row)))
+                self._tell(events.Logged(progress.step, row))
         if done < count:
             self._save(progress)
             raise self.explain(progress.step + 1, _at(metrics, done), indices[done])
-        stops.append(self._tell(events.Progressed(progress.step, _at(metrics, done - 1))))
-        return next((stop for stop in stops if stop is not None), None)
+        self._tell(events.Progressed(progress.step, _at(metrics, done - 1)))
 
     def _evaluate(self, progress: Progress) -> dict[str, float]:
         if self.evaluator is None:
@@ -98,9 +99,17 @@ class Loop:
         if self.saver is not None and self.saver.save(progress) and self.settings.directory:
             self._tell(events.Saved(progress.step, self.settings.directory))
 
-    def _tell(self, event: events.Event) -> str | None:
-        answers = [hook(event) for hook in self.hooks]
-        return next((answer.reason for answer in answers if answer is not None), None)
+    def _tell(self, event: events.Event) -> None:
+        for hook in self.hooks:
+            answer = hook(event)
+            if answer is not None and self._reason is None:
+                self._reason = answer.reason
+
+    def _tell_end(self, event: events.Finished) -> None:
+        """Tells all hooks, whatever any of them raises: files and displays must be closed."""
+        with contextlib.ExitStack() as stack:
+            for hook in reversed(self.hooks):
+                stack.callback(hook, event)
 
     def _farewell(self, step: int) -> str:
         if self.saver is None:

@@ -1,6 +1,6 @@
 """What is said when a run meets a value that is not finite."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from modulekit.core.variable import Variable
 
 
 class NonFiniteError(FloatingPointError):
-    """An update gave a metric that is not finite. The update was not applied: the variables are those before it.
+    """An update gave a metric or a weight that is not finite. The update was not applied: the variables are those before it.
 
     Attributes:
       step: the number of the update, the first one being 1.
@@ -36,8 +36,9 @@ def examine(
     update: Callable[[Any], Any],
     evaluate: Callable[[Any], Mapping[str, Any]] | None,
     variables: Mapping[str, Variable],
+    used: Iterable[Variable],
 ) -> NonFiniteError:
-    """Returns the error for an update that gave non-finite metrics, from running it once more without applying it.
+    """Returns the error for an update that gave values that are not finite, from running it once more without applying it.
 
     Args:
       step: the number of the update, the first one being 1.
@@ -47,6 +48,7 @@ def examine(
       update: the update.
       evaluate: gives values per example, if the scenario has it.
       variables: by path, those that the update writes.
+      used: these and all others that it uses.
     """
     bad = np.zeros(len(indices), bool)
     for leaf in jax.tree.leaves(batch):
@@ -57,10 +59,12 @@ def examine(
         for column in mk.jit(evaluate)(batch).values():
             bad |= ~np.isfinite(np.asarray(column))
     samples = sorted({int(index) for index in indices[bad]})
-    pure, values = mk.functionalize(update, [*variables.values(), *default_stream().variables])
+    known = dict.fromkeys([*variables.values(), *used, *default_stream().variables])
+    pure, values = mk.functionalize(update, list(known))
     _, new = jax.jit(pure)(values, batch)
     broken = [path for path, value in zip(variables, new, strict=False) if not np.isfinite(np.asarray(value)).all()]
     values_text = ", ".join(f"{name} is {value}" for name, value in metrics.items() if not np.isfinite(value))
+    values_text = values_text or "its metrics are finite, the new weights are not"
     if in_data:
         cause = f"the data of sample {_listed(samples)} is not finite"
     elif samples:

@@ -69,7 +69,8 @@ class Run:
             restored = saver.restore(settings.steps)
             if restored is not None:
                 progress = restored
-                stepper = self._stepper(parts, data, progress.in_loop)
+                if settings.steps_per_call is None:
+                    stepper = self._stepper(parts, data, progress.in_loop)
             hooks = [*hooks, JsonLines(settings.directory / "log.jsonl")]
         if settings.progress:
             hooks = [*hooks, progress_hook()]
@@ -88,7 +89,8 @@ class Run:
     def _stepper(self, parts: Mapping[str, Any], data: Arrays, in_loop: bool | None) -> Stepper:
         s = self.settings
         update = functools.partial(self.update, **parts)
-        return Stepper(update, data.arrays, s.batch_size, s.seed, s.steps_per_call, in_loop)
+        chosen = None if s.steps_per_call is None else min(s.steps_per_call, max(s.steps, 1))
+        return Stepper(update, data.arrays, s.batch_size, s.seed, chosen, in_loop)
 
     def _evaluator(self, parts: Mapping[str, Any], eval_data: Arrays | None) -> Evaluator | None:
         if self.evaluate is None or eval_data is None:
@@ -124,5 +126,9 @@ class Run:
         indices: np.ndarray[Any, Any],
     ) -> NonFiniteError:
         evaluate = None if self.evaluate is None else functools.partial(self.evaluate, **parts)
-        written = {path: v for path, v in variables.items() if v in stepper.footprint.writes}
-        return examine(step, metrics, indices, stepper.batch(indices), stepper.replay(step - 1), evaluate, written)
+        held = {v: path for path, v in variables.items()}
+        written = {held.get(v, v.name): v for v in stepper.variables}
+        used = [*stepper.footprint.reads, *stepper.footprint.writes]
+        return examine(
+            step, metrics, indices, stepper.batch(indices), stepper.replay(step - 1), evaluate, written, used
+        )

@@ -9,7 +9,7 @@ import abc
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from modulekit.core.overlay import active
+from modulekit.core.overlay import active, bakes_reads
 from scenarios.base.hooks import Hook
 from scenarios.base.parts import named_parts
 from scenarios.base.result import Result
@@ -78,7 +78,7 @@ class Scenario(abc.ABC):
           KeyboardInterrupt: on Ctrl-C, after the current program has finished and the state is saved.
           CheckpointError: the run's directory holds a state that does not fit.
         """
-        if active() is not None:
+        if active() is not None or bakes_reads():
             raise RuntimeError(
                 f"{type(self).__name__} was called inside a transform: a scenario compiles its own steps"
             )

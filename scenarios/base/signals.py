@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM end a run at the next step; a second Ctrl-C ends it at once."""
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
@@ -28,13 +29,16 @@ class Interruption:
             raise KeyboardInterrupt("a second signal: the run ended at once, without saving")
         self.received = number
 
-    @property
-    def name(self) -> str:
-        """The name of the signal that has come."""
-        return "no signal" if self.received is None else signal.Signals(self.received).name
+    def obey(self, message: str) -> None:
+        """Does what the signal that has come would have done, and says `message`; nothing if none has come.
 
-    def leave(self, message: str) -> None:
-        """Raises what the signal would have raised: `KeyboardInterrupt`, or `SystemExit` for SIGTERM."""
+        Raises:
+          KeyboardInterrupt: on SIGINT, with the message.
+          SystemExit: on SIGTERM, with the exit status that a shell reports; the message goes to the standard error stream.
+        """
+        if self.received is None:
+            return
         if self.received == signal.SIGTERM:
+            print(f"SIGTERM: {message}", file=sys.stderr, flush=True)
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt(message)

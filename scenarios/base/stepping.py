@@ -5,7 +5,8 @@ going in and out of a program; but XLA may compile a loop's body worse than the 
 CPU by an order of magnitude), so which form runs is decided by measuring the user's own update, and never changes a
 result: both compute the same function of (weights, step).
 
-An update whose metrics are not finite is not applied: the weights stay those before it, and the loop ends there.
+An update is not applied if its metrics or the new weights are not finite: all variables stay those before it, and the
+loop ends there.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import modulekit as mk
+from modulekit.core.arithmetic import value_of
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint
@@ -113,7 +115,7 @@ class Stepper:
 
         Returns:
           `(done, metrics)`: the number of steps applied, and arrays `[min(done + 1, count)]` of the metrics of each. If
-          `done < count`, the metrics of the step after are not finite, and it was not applied.
+          `done < count`, the step after gave values that are not finite, and was not applied.
         """
         count = len(indices)
         began = perf_counter()
@@ -146,23 +148,26 @@ class Stepper:
 
     @property
     def decided(self) -> bool | None:
-        """Whether the loop form is the faster one, None while that is not known."""
-        return None if self._measures else self.in_loop
+        """Whether the loop form was measured to be the faster one, None while that is not known."""
+        return None if self._measures or not self._paces else self.in_loop
 
     # The programs.
 
     def _step(self, arrays: Any, rows: Any, step: Any) -> tuple[Any, dict[str, Any]]:
-        """Runs one update, unless its metrics turn out not to be finite; returns whether they are, and the metrics."""
+        """Runs one update, unless its values turn out not to be finite; returns whether they are, and the metrics."""
         batch = jax.tree.map(lambda array: array[rows], arrays)
         self._restart_stream(step)
         variables = self.variables
         before = [v.value for v in variables]
         metrics = checked_metrics(self._update(batch))
         metrics = {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
-        finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
+        finite = jnp.all(jnp.stack([jnp.isfinite(value).all() for value in (*metrics.values(), *self._weights())]))
         for variable, old in zip(variables, before, strict=True):
             variable.assign(jnp.where(finite, variable.value, old))
         return finite, metrics
+
+    def _weights(self) -> list[Any]:
+        return [v.value for v in self.variables if v.trainable and jnp.issubdtype(v.dtype, jnp.inexact)]
 
     def _restart_stream(self, step: Any) -> None:
         """Random numbers of a step are a function of (seed, step)."""
@@ -197,4 +202,4 @@ def checked_metrics(metrics: Any) -> dict[str, Any]:
             raise TypeError(
                 f"update must return scalar metrics, and {name!r} has shape {list(jnp.shape(value))}: take its .mean()"
             )
-    return dict(metrics)
+    return {name: value_of(value) for name, value in metrics.items()}

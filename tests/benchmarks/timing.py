@@ -1,0 +1,149 @@
+"""Interleaved timings, fresh processes, and the table of what was measured against what was wanted.
+
+Contenders take turns within each round, so that a machine that grows slower or busier does so for all of them; the
+medians over the rounds are compared.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_PACKAGES = ("jax", "jaxlib", "optax", "numpy")
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the table.
+
+    Attributes:
+      label: what was measured.
+      measured: the number; None if it could not be measured.
+      goal: what it may be at most; None where it is only told.
+      detail: the medians behind it, or why there is no number.
+    """
+
+    label: str
+    measured: float | None
+    goal: float | None
+    detail: str
+
+    @property
+    def verdict(self) -> str:
+        """Whether the goal is met."""
+        if self.measured is None:
+            return "failed"
+        if self.goal is None:
+            return ""
+        return "met" if self.measured <= self.goal else "missed"
+
+
+def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Lets each contender measure itself once per round, and returns what each measured.
+
+    The order within a round turns by one each time, so that nobody always comes first.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for index in range(rounds):
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            measured[name].append(contenders[name]())
+    return measured
+
+
+def per_call(run: Callable[[], Any], block: Callable[[Any], Any], calls: int) -> Callable[[], float]:
+    """Returns a measurement: the seconds that one of `calls` calls takes, with `block` waiting for the last one."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = run()
+        block(result)
+        return (time.perf_counter() - start) / calls
+
+    return measure
+
+
+def calls_for(measure_one: Callable[[], Any], seconds: float) -> int:
+    """Returns how many calls fill about that many seconds, judged by a few of them."""
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds / 2:
+        measure_one()
+        calls += 1
+    return max(2, 2 * calls)
+
+
+def fresh_process(arguments: Sequence[str]) -> float:
+    """Runs Python with these arguments in a new process, and returns the number on the last line that it prints.
+
+    Raises:
+      RuntimeError: the process failed; the message ends with what it wrote.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.strip()[-2000:])
+    return float(done.stdout.split()[-1])
+
+
+def medians(measured: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Returns the median of each contender's measurements."""
+    return {name: statistics.median(values) for name, values in measured.items()}
+
+
+def pretty(seconds: float) -> str:
+    """Returns a duration with a fitting unit: `3.20 ms`."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if abs(seconds) >= scale:
+            return f"{seconds / scale:.2f} {unit}"
+    return f"{seconds * 1e6:.1f} us"
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the numbers depend on: processor, cores, load, versions."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def report(rows: Sequence[Row], title: str, out: pathlib.Path | None) -> None:
+    """Prints the table, and writes it with the facts of the machine to a JSON file if there is a path."""
+    facts = machine()
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("python", *_PACKAGES))
+    table = Table(
+        title=title, caption=f"{facts['processor']}, {facts['cores']} cores, load {facts['load']:.1f}; {versions}"
+    )
+    for heading, side in (("what", "left"), ("measured", "right"), ("goal", "right"), ("verdict", "left")):
+        table.add_column(heading, justify=side, no_wrap=True)
+    table.add_column("medians", overflow="fold")
+    for row in rows:
+        measured = "" if row.measured is None else f"{row.measured:.3f}"
+        goal = "" if row.goal is None else f"<= {row.goal:.2f}"
+        table.add_row(row.label, measured, goal, row.verdict, row.detail)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print(flush=True)
+    if out is not None:
+        lines = [dataclasses.asdict(row) | {"verdict": row.verdict} for row in rows]
+        out.write_text(json.dumps({"title": title, "machine": facts, "rows": lines}, indent=2) + "\n")

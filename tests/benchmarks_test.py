@@ -1,0 +1,58 @@
+"""What makes the benchmark fair: both contenders compute the same."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.benchmarks import step_overhead, timing
+
+
+@pytest.mark.parametrize("depth", [3, 8])
+def test_the_benchmark_compares_equal_arithmetic(depth: int) -> None:
+    inputs, labels = step_overhead.make_data(20 * step_overhead.BATCH)
+    batches = [
+        (inputs[start : start + step_overhead.BATCH], labels[start : start + step_overhead.BATCH])
+        for start in range(0, len(inputs), step_overhead.BATCH)
+    ]
+    model = step_overhead.make_model(depth)
+    model(jnp.asarray(inputs[:1]))
+    steps = {
+        "jax": step_overhead.hand_written(step_overhead.params_of(model)),
+        "modulekit": step_overhead.with_modulekit(model),
+    }
+    losses = {name: np.array([float(step(x, y)) for x, y in batches]) for name, step in steps.items()}
+    assert len(losses["jax"]) == 20
+    assert losses["jax"][0] != losses["jax"][-1]
+    np.testing.assert_allclose(losses["modulekit"], losses["jax"], atol=1e-5, rtol=0)
+
+
+def test_the_benchmark_makes_equal_shapes_of_weights() -> None:
+    params = step_overhead.make_params(3)
+    model = step_overhead.make_model(3)
+    model(jnp.zeros([1, step_overhead.WIDTH]))
+    ours = step_overhead.params_of(model)
+    assert {key: {k: v.shape for k, v in layer.items()} for key, layer in params.items()} == {
+        key: {k: v.shape for k, v in layer.items()} for key, layer in ours.items()
+    }
+    w, hand = ours["linear_0"]["w"], params["linear_0"]["w"]
+    assert abs(float(w.std()) - float(hand.std())) < 0.05
+    assert float(abs(w).max()) <= 0.5 and float(abs(hand).max()) <= 0.5
+
+
+def test_contenders_take_turns_in_an_order_that_turns() -> None:
+    calls: list[str] = []
+
+    def measure(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    measured = timing.alternate({name: lambda name=name: measure(name) for name in "ab"}, rounds=3)
+    assert "".join(calls) == "abbaab"
+    assert measured == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+    assert timing.medians(measured) == {"a": 4.0, "b": 3.0}
+
+
+def test_a_row_knows_whether_its_goal_is_met() -> None:
+    verdicts = [timing.Row("x", measured, goal, "").verdict for measured, goal in ((1.0, 1.0), (1.1, 1.0), (1.0, None))]
+    assert verdicts == ["met", "missed", ""]
+    assert timing.Row("x", None, 1.0, "").verdict == "failed"

@@ -1,0 +1,266 @@
+"""The catalogue of scenarios: one table, and a new row enrols a scenario in every law of training.
+
+A row makes fresh parts and data. `start` runs it with any settings, and returns the result with all that was trained.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import modulekit as mk
+import scenarios
+from modulekit.core.randomness import default_stream
+from modulekit.data import Arrays, batch_indices
+
+SEED = 11
+STEPS = 60
+State = dict[str, np.ndarray]
+
+
+class Duel(scenarios.Scenario):
+    """A third party's scenario: a critic and a generator, each with its optimizer, stepped in turn."""
+
+    def update(
+        self, batch: Any, *, generator: Any, critic: Any, generator_optimizer: Any, critic_optimizer: Any
+    ) -> Mapping[str, Any]:
+        noise = jax.random.normal(mk.next_key(), (batch.shape[0], 2))
+
+        def critic_loss() -> Any:
+            return jnp.mean(jax.nn.softplus(-critic(batch)) + jax.nn.softplus(critic(generator(noise))))
+
+        def generator_loss() -> Any:
+            return jnp.mean(jax.nn.softplus(-critic(generator(noise))))
+
+        return {
+            "critic": critic_optimizer.minimize(critic_loss, critic),
+            "generator": generator_optimizer.minimize(generator_loss, generator),
+        }
+
+    def evaluate(self, batch: Any, *, critic: Any, **parts: Any) -> Mapping[str, Any]:
+        return {"score": critic(batch)[:, 0]}
+
+
+class Tally(mk.Module):
+    """Nothing to train: a counter and a moving mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = mk.Variable(jnp.zeros([], jnp.int32), trainable=False, name="count")
+        self.mean = mk.Variable(jnp.zeros([3]), trainable=False, name="mean")
+
+
+class Counting(scenarios.Scenario):
+    """A third party's scenario with nothing but `update`."""
+
+    def update(self, batch: Any, *, tally: Tally) -> Mapping[str, Any]:
+        tally.count.assign_add(1)
+        tally.mean.assign(0.9 * tally.mean + 0.1 * batch.mean(axis=0))
+        return {"distance": jnp.square(tally.mean.value).sum(), "count": tally.count.value}
+
+
+class Weighted(scenarios.Scenario):
+    """A third party's scenario on a dict of arrays."""
+
+    def update(self, batch: Any, *, model: Any, optimizer: Any) -> Mapping[str, Any]:
+        return {"loss": optimizer.minimize(lambda: self._losses(model, batch).mean(), model)}
+
+    def evaluate(self, batch: Any, *, model: Any, optimizer: Any) -> Mapping[str, Any]:
+        return {"loss": self._losses(model, batch)}
+
+    def _losses(self, model: Any, batch: Any) -> Any:
+        return batch["weight"] * mk.losses.squared_error(model(batch["x"]), batch["y"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A fresh run that has not begun: a scenario, its settings and all that it is called with."""
+
+    scenario: type[scenarios.Scenario]
+    settings: dict[str, Any]
+    parts: dict[str, Any]
+    data: Any
+    eval_data: Any = None
+
+    def run(self, hooks: Any = (), **settings: Any) -> scenarios.Result:
+        """Runs with other settings than its own where given."""
+        scenario = self.scenario(**{**self.settings, **settings})
+        return scenario(data=self.data, eval_data=self.eval_data, hooks=hooks, **self.parts)
+
+    def state(self) -> State:
+        """Returns copies of all that the parts hold: weights, slots, counters."""
+        modules = {name: part for name, part in self.parts.items() if isinstance(part, mk.Module)}
+        return {f"{name}.{path}": v.numpy() for name, part in modules.items() for path, v in part.paths().items()}
+
+    def replace(self, **changes: Any) -> "Case":
+        """Returns a copy with other data, parts or settings."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenarioRow:
+    """One scenario of the catalogue.
+
+    Attributes:
+      name: of the row.
+      make: returns a fresh case.
+    """
+
+    name: str
+    make: Callable[[], Case]
+
+    def fresh(self, seed: int = SEED) -> Case:
+        """Returns a fresh case, with all randomness started anew."""
+        mk.seed(seed)
+        return self.make()
+
+    def start(self, hooks: Any = (), seed: int = SEED, **settings: Any) -> tuple[scenarios.Result, State]:
+        """Runs a fresh case; returns the result and all that was trained."""
+        case = self.fresh(seed)
+        result = case.run(hooks, **settings)
+        return result, case.state()
+
+
+def _numbers(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def _settings(batch_size: int, **others: Any) -> dict[str, Any]:
+    return {
+        "steps": STEPS, "batch_size": batch_size, "seed": 3, "log_interval": 7, "steps_per_call": 7, "progress": False,
+        **others,
+    }  # fmt: skip
+
+
+def _labelled(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    inputs = _numbers(size, 5, seed=seed)
+    return inputs, inputs[:, :3].argmax(axis=1).astype(np.int32)
+
+
+def _classification() -> Case:
+    parts = {
+        "model": mk.nets.MLP([6, 3], dropout_rate=0.4),
+        "optimizer": mk.optimizers.Momentum(0.1, 0.9),
+        "loss": mk.losses.softmax_cross_entropy,
+    }
+    return Case(scenarios.Supervised, _settings(8), parts, _labelled(44, 1), _labelled(23, 2))
+
+
+def linear_data(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns inputs `[size, 4]` and noisy linear targets `[size, 2]`."""
+    inputs = _numbers(size, 4, seed=seed)
+    return inputs, inputs @ _numbers(4, 2, seed=9) + 0.1 * _numbers(size, 2, seed=seed + 1)
+
+
+def _regression() -> Case:
+    parts = {
+        "model": mk.Linear(2),
+        "optimizer": mk.optimizers.Adam(0.05),
+        "loss": mk.losses.squared_error,
+    }
+    return Case(scenarios.Supervised, _settings(10), parts, linear_data(200, 3), linear_data(31, 4))
+
+
+def _unit(size: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random([size, 6]).astype(np.float32)
+
+
+def _autoencoder(tied: bool) -> Case:
+    encoder = mk.Linear(3, name="encoder")
+    parts = {
+        "encoder": encoder,
+        "decoder": encoder.transpose() if tied else mk.Linear(6, name="decoder"),
+        "optimizer": mk.optimizers.Momentum(0.5, 0.9),
+        "loss": mk.losses.sigmoid_cross_entropy,
+    }
+    return Case(scenarios.TiedAutoencoder, _settings(9, tied=tied), parts, _unit(50, 5), _unit(17, 6))
+
+
+def _duel() -> Case:
+    parts = {
+        "generator": mk.Linear(3, name="generator"),
+        "critic": mk.Linear(1, name="critic"),
+        "generator_optimizer": mk.optimizers.Momentum(0.1, 0.5),
+        "critic_optimizer": mk.optimizers.SGD(0.2),
+    }
+    return Case(Duel, _settings(8), parts, _numbers(40, 3, seed=7) + 1, _numbers(15, 3, seed=8))
+
+
+def _counting() -> Case:
+    return Case(Counting, _settings(6), {"tally": Tally()}, _numbers(40, 3, seed=10))
+
+
+def _uneven() -> Case:
+    def data(size: int, seed: int) -> Any:
+        inputs, targets = linear_data(size, seed)
+        return {"x": inputs, "y": targets, "weight": np.random.default_rng(seed).random(size)}
+
+    parts = {"model": mk.Linear(2), "optimizer": mk.optimizers.SGD(0.05)}
+    return Case(Weighted, _settings(10), parts, data(37, 12), data(29, 13))
+
+
+ROWS = [
+    ScenarioRow("classification_with_dropout", _classification),
+    ScenarioRow("regression", _regression),
+    ScenarioRow("tied_autoencoder", functools.partial(_autoencoder, True)),
+    ScenarioRow("untied_autoencoder", functools.partial(_autoencoder, False)),
+    ScenarioRow("two_optimizers", _duel),
+    ScenarioRow("only_update", _counting),
+    ScenarioRow("uneven_sizes", _uneven),
+]
+ROW = {row.name: row for row in ROWS}
+EVALUATED = [row for row in ROWS if row.name != "only_update"]
+
+
+def name_of(row: ScenarioRow) -> str:
+    """Returns a row's name, as a test's identifier."""
+    return row.name
+
+
+@functools.cache
+def uninterrupted(row: ScenarioRow) -> tuple[scenarios.Result, State]:
+    """Returns the outcome of the row's own settings, saved nowhere, computed once."""
+    return row.start()
+
+
+def eagerly(case: Case, steps: int) -> list[dict[str, float]]:
+    """Trains a case as anyone would without this library's loop: batch by batch. Returns the metrics of each update."""
+    data, update = Arrays(case.data), case.scenario(**case.settings).update
+    seed, batch_size = case.settings["seed"], case.settings["batch_size"]
+    rows = []
+    for step, indices in enumerate(batch_indices(data.size, batch_size, seed, 0, steps)):
+        default_stream().restart(jax.random.fold_in(jax.random.key(seed), step))
+        metrics = update(data.take(indices), **case.parts)
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return rows
+
+
+def assert_bitwise(actual: State, expected: State) -> None:
+    """Asserts that two states have the same paths and the same bits."""
+    assert actual.keys() == expected.keys()
+    for path, value in expected.items():
+        assert actual[path].dtype == value.dtype, path
+        assert actual[path].shape == value.shape, path
+        assert actual[path].tobytes() == value.tobytes(), path
+
+
+def exactly(text: str) -> str:
+    """Returns a pattern of a whole message, but for the note that JAX adds to what has passed through it."""
+    return rf"^{re.escape(text)}(\n-+\nFor simplicity, JAX .*)?$"
+
+
+def log_lines(directory: Path) -> list[dict[str, Any]]:
+    """Returns the events of a run's log; each of its lines must be strict JSON."""
+
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = (directory / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]

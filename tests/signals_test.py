@@ -1,0 +1,202 @@
+"""Laws of interruption, tried on real processes: what is left always goes on to the same end."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scenario_catalogue import ROW, STEPS, assert_bitwise, log_lines, uninterrupted
+
+from modulekit.checkpoints import CheckpointStore
+from scenarios import events
+from scenarios.base.signals import Interruption
+
+HERE = Path(__file__).parent
+NAME = "classification_with_dropout"
+HOLD = 30
+
+
+def launch(folder: Path, hold: int | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Starts a run in another process."""
+    job: dict[str, Any] = {"row": NAME, "seed": 11, "output": str(folder / "final.npz"), "folder": str(folder)}
+    job["settings"] = {"save_dir": str(folder / "run"), **options}
+    if hold is not None:
+        job["hold"] = hold
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "subprocesses" / "run_scenario.py")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(job) + "\n")
+    process.stdin.flush()
+    return process
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Polls until something is true, and fails if the process ends before or time runs out."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def latest(folder: Path) -> int | None:
+    store = CheckpointStore(folder / "run" / "states")
+    step = store.latest()
+    store.close()
+    return step
+
+
+def assert_goes_on_to_the_same_end(folder: Path) -> None:
+    result, state = ROW[NAME].start(seed=99, save_dir=folder / "run")
+    assert_bitwise(state, uninterrupted(ROW[NAME])[1])
+    assert result.history == uninterrupted(ROW[NAME])[0].history
+    assert result.metrics == uninterrupted(ROW[NAME])[0].metrics
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_leaves_a_saved_state_and_the_same_call_goes_on(number: int, tmp_path: Path) -> None:
+    process = launch(tmp_path, hold=HOLD, steps_per_call=5)
+    wait_for((tmp_path / "held").exists, process)
+    process.send_signal(number)
+    (tmp_path / "go").touch()
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + signal.SIGTERM), errors
+    assert output == ""
+    found = re.search(r"stopped after step (\d+) and saved; make the same call again to go on from there", errors)
+    assert found, errors
+    assert ("KeyboardInterrupt: stopped" if number == signal.SIGINT else "SIGTERM: stopped") in errors
+    assert HOLD <= int(found[1]) < STEPS
+    assert latest(tmp_path) == int(found[1])
+    lines = log_lines(tmp_path / "run")
+    assert [line["event"] for line in lines[-2:]] == ["saved", "finished"]
+    assert lines[-1]["reason"] == f"ended by {'KeyboardInterrupt' if number == signal.SIGINT else 'SystemExit'}"
+    assert_goes_on_to_the_same_end(tmp_path)
+
+
+def test_a_second_signal_leaves_at_once_without_saving(tmp_path: Path) -> None:
+    process = launch(tmp_path, hold=HOLD, steps_per_call=5, save_interval=20)
+    wait_for((tmp_path / "held").exists, process)
+
+    def ended() -> bool:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        return process.poll() is not None
+
+    deadline = time.monotonic() + 50
+    while not ended():
+        assert time.monotonic() < deadline, "two signals did not end the run"
+    _, errors = process.communicate()
+    assert not (tmp_path / "go").exists()  # the hook was still holding the run
+    assert "KeyboardInterrupt: a second signal: the run ended at once, without saving" in errors
+    assert process.returncode == -signal.SIGINT
+    assert latest(tmp_path) == 20
+    assert_goes_on_to_the_same_end(tmp_path)
+
+
+def test_kill_9_at_any_moment_leaves_a_directory_that_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    moments = random.Random(5)
+    options = {"save_interval": 1, "steps_per_call": 3}
+    log = tmp_path / "run" / "log.jsonl"
+    done = 0
+    for _ in range(5):
+        process = launch(tmp_path, **options)
+        target, pause = min(done + moments.randint(1, 8), STEPS - 1), moments.uniform(0, 0.05)
+        wait_for(lambda target=target: log.exists() and f'"saved", "step": {target},' in log.read_text(), process)
+        time.sleep(pause)  # the moment within a step, a save or a line
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        done = latest(tmp_path) or 0
+        assert target <= done < STEPS
+    process = launch(tmp_path, **options)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    expected, expected_state = uninterrupted(ROW[NAME])
+    assert json.loads(output)["history"] == expected.history
+    with np.load(tmp_path / "final.npz") as state:
+        assert_bitwise(dict(state), expected_state)
+    saved = [line["step"] for line in log_lines(tmp_path / "run") if line["event"] == "logged"]
+    assert saved == list(range(7, STEPS + 1, 7))
+
+
+def raising(kind: type[events.Event], number: int) -> Any:
+    """Returns a hook that sends the process a signal at the first event of a kind."""
+    pending = [number]
+
+    def hook(event: events.Event) -> None:
+        if isinstance(event, kind) and pending:
+            signal.raise_signal(pending.pop())
+
+    return hook
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 5, 50])
+def test_an_interrupted_program_is_finished_first(steps_per_call: int, tmp_path: Path) -> None:
+    row = ROW[NAME]
+    hook = raising(events.Logged, signal.SIGINT)  # at step 7, in the middle of a program
+    stop = {1: 7, 5: 10, 50: 50}[steps_per_call]
+    message = f"^stopped after step {stop} and saved; make the same call again to go on from there$"
+    with pytest.raises(KeyboardInterrupt, match=message):
+        row.start([hook], save_dir=tmp_path / "run", steps_per_call=steps_per_call)
+    assert latest(tmp_path) == stop
+    assert_goes_on_to_the_same_end(tmp_path)
+
+
+def test_without_a_directory_the_message_says_that_nothing_was_saved() -> None:
+    with pytest.raises(
+        KeyboardInterrupt, match=r"^stopped after step 7; nothing was saved, since no save_dir was given$"
+    ):
+        ROW["regression"].start([raising(events.Progressed, signal.SIGINT)])
+
+
+def test_sigterm_exits_with_143_and_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as error:
+        ROW["regression"].start([raising(events.Progressed, signal.SIGTERM)], save_dir=tmp_path)
+    assert error.value.code == 143
+    assert capsys.readouterr().err == (
+        "SIGTERM: stopped after step 7 and saved; make the same call again to go on from there\n"
+    )
+
+
+@pytest.mark.parametrize("kind", [events.Evaluated, events.Saved])
+def test_a_signal_during_the_final_evaluation_or_save_is_not_lost(kind: type[events.Event], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match=f"^stopped after step {STEPS} and saved"):
+        ROW[NAME].start([raising(kind, signal.SIGINT)], save_dir=tmp_path / "run")
+    assert_goes_on_to_the_same_end(tmp_path)
+
+
+def test_a_run_gives_the_signal_handlers_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    during: list[Any] = []
+    ROW["only_update"].start([lambda event: during.append(signal.getsignal(signal.SIGINT))], steps=7)
+    with pytest.raises(KeyboardInterrupt):
+        ROW["only_update"].start([raising(events.Progressed, signal.SIGINT)])
+    assert during[1] not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def enter() -> None:
+        with Interruption() as interruption:
+            seen.extend([signal.getsignal(signal.SIGINT), interruption.received])
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [before, None]

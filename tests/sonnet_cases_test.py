@@ -1,0 +1,93 @@
+"""Sonnet 2 as it is, recorded: facts that stand here, and, where it is at hand, the folder of all recorded cases."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import modulekit as mk
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CASES = ROOT.parent / "shared" / "sonnet_cases"
+
+# What the library has of Sonnet. A name joins when it is written, and all of its cases have to pass from then on.
+NAMES = frozenset({
+    "Module", "allow_empty_variables", "build", "format_variables", "log_variables", "no_name_scope", "once",
+    "Dropout", "Linear", "Sequential", "nets.MLP",
+    "Mean", "Metric", "Sum",
+    "Optimizer", "optimizers.Adam", "optimizers.Momentum", "optimizers.RMSProp", "optimizers.SGD",
+    "initializers", "initializers.Constant", "initializers.Identity", "initializers.Initializer", "initializers.Ones",
+    "initializers.Orthogonal", "initializers.RandomNormal", "initializers.RandomUniform",
+    "initializers.TruncatedNormal", "initializers.VarianceScaling", "initializers.Zeros",
+})  # fmt: skip
+
+
+def facts(listed: Any) -> list[tuple[str, tuple[int, ...], bool]]:
+    return [(v.name, v.shape, v.trainable) for v in listed]
+
+
+def check_recorded_facts() -> None:
+    """Checks four facts of Sonnet 2.0.2: names, shapes and numbers."""
+    constant = mk.initializers.Constant
+    mlp = mk.nets.MLP([3, 2], constant(0.2), constant(0.1), activation=jnp.tanh, name="net")
+    y = mlp(jnp.array([[0.3791965, -1.45001, -1.5179352, -0.36608243, 0.09505456, 2.6597426]]))
+    np.testing.assert_allclose(y, [[0.1359528, 0.1359528]], rtol=1e-5)
+    assert facts(mlp.variables) == [
+        ("net/linear_0/b", (3,), True), ("net/linear_0/w", (6, 3), True),
+        ("net/linear_1/b", (2,), True), ("net/linear_1/w", (3, 2), True),
+    ]  # fmt: skip
+
+    twins = [mk.Variable([-0.58313555, 1.1979598], name="w"), mk.Variable([0.32300064, 0.5452772], name="w")]
+    adam = mk.optimizers.Adam(0.05)
+    adam.apply([jnp.array([0.2282731, 1.0268903]), jnp.array([2.152957, -1.3346615])], twins)
+    adam.apply([jnp.array([-1.5776935, -1.9762536]), jnp.array([0.21700177, -0.6334391])], twins)
+    np.testing.assert_allclose(twins[0].value, [-0.60110706, 1.1655375], rtol=1e-5)
+    np.testing.assert_allclose(twins[1].value, [0.2359338, 0.64150083], rtol=1e-5)
+    assert facts(adam.variables) == [
+        ("adam/m/w", (2,), False), ("adam/m/w", (2,), False), ("adam/t", (), False),
+        ("adam/v/w", (2,), False), ("adam/v/w", (2,), False),
+    ]  # fmt: skip
+
+    assert mk.initializers.Identity(2.0)([3, 5], jnp.float32).tolist() == (2 * np.eye(3, 5)).tolist()
+    reversed_mlp = mk.nets.MLP([5, 4], name="enc")
+    code = reversed_mlp(jnp.ones([1, 6]))
+    back = reversed_mlp.reverse()
+    back(code)
+    assert [v.name for v in back.variables][1] == "enc/enc_reversed/linear_0/w"
+
+
+def test_recorded_facts() -> None:
+    check_recorded_facts()
+
+
+def test_all_cases_of_the_names_that_exist(tmp_path: pathlib.Path) -> None:
+    if not CASES.is_dir():
+        check_recorded_facts()
+        return
+    chosen = []
+    for folder in sorted(path.parent for path in CASES.rglob("cases.json")):
+        cases = json.loads((folder / "cases.json").read_text())["cases"]
+        chosen += [case for case in cases if case["name"] in NAMES]
+        for case in chosen:
+            file = case.get("file")
+            if file and (folder / file).exists() and not (tmp_path / file).exists():
+                (tmp_path / file).symlink_to(folder / file)
+    (tmp_path / "cases.json").write_text(json.dumps({"cases": chosen}))
+    assert {case["name"] for case in chosen} == NAMES
+    report = tmp_path / "report.json"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, CASES / "check_cases.py", tmp_path, "--json", report],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert report.exists(), done.stderr[-2000:]
+    results = json.loads(report.read_text())["cases"]
+    assert len(results) == len(chosen)
+    # A case may use a name that does not exist yet; each other reason is a difference from Sonnet.
+    failed = {case["id"]: case["reason"] for case in results if not case["ok"]}
+    assert {name: reason for name, reason in failed.items() if not reason.startswith("missing")} == {}

@@ -1,0 +1,19 @@
+"""Unpickles the modules of a folder, calls them, and writes down what they hold and return."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+from catalogue import ROWS
+
+import modulekit as mk
+
+folder = Path(sys.argv[1])
+for row in ROWS:
+    module = pickle.loads((folder / f"{row.name}.pickle").read_bytes())
+    values = {path: variable.numpy() for path, variable in module.paths().items()}
+    names = [variable.name for variable in module.paths().values()]
+    mk.seed(5)
+    output = np.asarray(row.call(module))
+    (folder / f"{row.name}.result").write_bytes(pickle.dumps((values, names, output)))
