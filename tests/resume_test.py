@@ -283,7 +283,7 @@ def test_the_directory_of_a_run_with_other_parts_is_refused_and_nothing_is_assig
     message = (
         f"the state in {tmp_path / 'states'} does not fit these parts: missing model.layers[0].b; missing "
         "model.layers[0].w; missing model.layers[1].b; missing model.layers[1].w; unexpected model.b; unexpected model.w; "
-        "unexpected optimizer._counters[0]; unexpected optimizer.m[0]; and 3 more. Nothing was assigned"
+        "unexpected optimizer.m[0]; unexpected optimizer.m[1]; and 3 more. Nothing was assigned"
     )
     with pytest.raises(CheckpointError, match=exactly(message)):
         case.run(save_dir=tmp_path)

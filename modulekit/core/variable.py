@@ -164,11 +164,13 @@ class Variable(Arithmetic):
 
     def assign_add(self, value: ArrayLike) -> None:
         """Adds `value` (an array of the variable's shape, or a number) to the variable."""
-        self.assign(self.value + self._change(value))
+        change = self._change(value)
+        self.assign(self.value + change)
 
     def assign_sub(self, value: ArrayLike) -> None:
         """Subtracts `value` (an array of the variable's shape, or a number) from the variable."""
-        self.assign(self.value - self._change(value))
+        change = self._change(value)
+        self.assign(self.value - change)
 
     def stored(self) -> jax.Array:
         """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out."""
