@@ -6,10 +6,12 @@ CPU by an order of magnitude), so which form runs is decided by measuring the us
 result: both compute the same function of (weights, step).
 
 An update is not applied if its metrics or the new weights are not finite: all variables stay those before it, and the
-loop ends there.
+run ends there. The fast loop only notices that something went wrong; a careful one, compiled when that happens, then runs
+the same steps again and stops at the right one.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 import modulekit as mk
 from modulekit.core.arithmetic import value_of
 from modulekit.core.randomness import default_stream
-from modulekit.core.variable import Variable
+from modulekit.core.variable import Variable, store_arrays, stored_arrays
 from modulekit.transforms.settle import Footprint
 
 Metrics = dict[str, np.ndarray[Any, Any]]
@@ -79,7 +81,8 @@ class Stepper:
         if self._draws:
             found.writes.update({stream.key: None, stream.counter: None})
         known = found.copy()
-        self._many = mk.jit(self._run_many, known=known)
+        self._many = mk.jit(self._run_many, donate=False, known=known)  # the arrays before are needed if it fails
+        self._carefully = mk.jit(self._run_carefully, known=known)
         self._one = mk.jit(self._run_one, known=known)
         return found
 
@@ -122,13 +125,24 @@ class Stepper:
         if self.in_loop:
             padded = np.zeros((self._capacity, indices.shape[1]), np.int32)
             padded[:count] = indices
-            done, metrics = self._many(self._arrays, padded, np.int32(step), np.int32(count))
+            done, metrics = self._run_loop(padded, step, count)
         else:
             done, metrics = self._one(self._arrays, indices[0], np.int32(step))
         done = int(done)
         values = {name: np.asarray(column)[: min(done + 1, count)] for name, column in metrics.items()}
         self._learn((perf_counter() - began) / count)
         return done, values
+
+    def _run_loop(self, rows: np.ndarray[Any, Any], step: int, count: int) -> tuple[Any, dict[str, Any]]:
+        """Runs many steps; if a value went wrong on the way, runs them again from the start, looking at each."""
+        variables = self.variables
+        before = stored_arrays(variables)
+        arguments = (self._arrays, rows, np.int32(step), np.int32(count))
+        sound, metrics = self._many(*arguments)
+        if sound:
+            return count, metrics
+        store_arrays(variables, before)
+        return self._carefully(*arguments)
 
     def _learn(self, seconds: float) -> None:
         """Takes note of a call's time per step; the first call of each form compiles and does not count."""
@@ -155,16 +169,18 @@ class Stepper:
 
     def _step(self, arrays: Any, rows: Any, step: Any) -> tuple[Any, dict[str, Any]]:
         """Runs one update, unless its values turn out not to be finite; returns whether they are, and the metrics."""
-        batch = jax.tree.map(lambda array: array[rows], arrays)
-        self._restart_stream(step)
         variables = self.variables
         before = [v.value for v in variables]
-        metrics = checked_metrics(self._update(batch))
-        metrics = {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
-        finite = jnp.all(jnp.stack([jnp.isfinite(value).all() for value in (*metrics.values(), *self._weights())]))
+        metrics = self._plain_step(arrays, rows, step)
+        finite = _all_finite((*metrics.values(), *self._weights()))
         for variable, old in zip(variables, before, strict=True):
             variable.assign(jnp.where(finite, variable.value, old))
         return finite, metrics
+
+    def _plain_step(self, arrays: Any, rows: Any, step: Any) -> dict[str, Any]:
+        self._restart_stream(step)
+        metrics = checked_metrics(self._update(jax.tree.map(lambda array: array[rows], arrays)))
+        return {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
 
     def _weights(self) -> list[Any]:
         return [v.value for v in self.variables if v.trainable and jnp.issubdtype(v.dtype, jnp.inexact)]
@@ -179,16 +195,37 @@ class Stepper:
         return finite.astype(jnp.int32), {name: value[None] for name, value in metrics.items()}
 
     def _run_many(self, arrays: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
+        """Runs `count` steps unless a metric is not finite; returns whether all went well, and the metrics."""
+
+        def body(state: Any) -> Any:
+            index, _, columns = state
+            metrics = self._plain_step(arrays, rows[index], first + index)
+            columns = {name: column.at[index].set(metrics[name]) for name, column in columns.items()}
+            return index + 1, _all_finite(metrics.values()), columns
+
+        _, finite, columns = self._loop(body, rows, count)
+        return finite & _all_finite(self._weights()), columns
+
+    def _run_carefully(self, arrays: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
+        """Runs steps up to the first that is not finite; returns how many were applied, and the metrics."""
+
         def body(state: Any) -> Any:
             index, _, columns = state
             finite, metrics = self._step(arrays, rows[index], first + index)
             columns = {name: column.at[index].set(metrics[name]) for name, column in columns.items()}
             return index + finite.astype(jnp.int32), finite, columns
 
+        done, _, columns = self._loop(body, rows, count)
+        return done, columns
+
+    def _loop(self, body: Callable[[Any], Any], rows: Any, count: Any) -> Any:
         columns = {name: jnp.zeros([rows.shape[0]], jnp.float32) for name in self._names}
         start = (jnp.zeros([], jnp.int32), jnp.ones([], bool), columns)
-        done, _, columns = mk.while_loop(lambda s: (s[0] < count) & s[1], body, start, known=self.footprint.copy())
-        return done, columns
+        return mk.while_loop(lambda s: (s[0] < count) & s[1], body, start, known=self.footprint.copy())
+
+
+def _all_finite(values: Iterable[Any]) -> Any:
+    return functools.reduce(jnp.logical_and, (jnp.isfinite(value).all() for value in values), jnp.ones([], bool))
 
 
 def checked_metrics(metrics: Any) -> dict[str, Any]:
