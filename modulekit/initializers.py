@@ -128,7 +128,16 @@ class RandomUniform(Initializer):
         return _draw(lambda key, d: jax.random.uniform(key, shape, d, self.minval, self.maxval), dtype, self.seed)
 
 
-class RandomNormal(Initializer):
+class _Normal(Initializer):
+    """Abstract: draws from a normal distribution, whole or truncated."""
+
+    def __init__(self, mean: float = 0.0, stddev: float = 1.0, seed: int | None = None) -> None:
+        self.mean = mean
+        self.stddev = stddev
+        self.seed = seed
+
+
+class RandomNormal(_Normal):
     """Draws from a normal distribution.
 
     Args:
@@ -140,18 +149,13 @@ class RandomNormal(Initializer):
     (3,)
     """
 
-    def __init__(self, mean: float = 0.0, stddev: float = 1.0, seed: int | None = None) -> None:
-        self.mean = mean
-        self.stddev = stddev
-        self.seed = seed
-
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _floating(dtype)
         return _draw(lambda key, d: jax.random.normal(key, shape, d) * self.stddev + self.mean, dtype, self.seed)
 
 
-class TruncatedNormal(Initializer):
+class TruncatedNormal(_Normal):
     """Draws from a normal distribution, without the values more than two standard deviations from the mean.
 
     `stddev` is that of the normal distribution before it is cut; the values that remain have 0.8796 of it.
@@ -165,11 +169,6 @@ class TruncatedNormal(Initializer):
     >>> bool(abs(values).max() <= 0.1)
     True
     """
-
-    def __init__(self, mean: float = 0.0, stddev: float = 1.0, seed: int | None = None) -> None:
-        self.mean = mean
-        self.stddev = stddev
-        self.seed = seed
 
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
