@@ -103,15 +103,15 @@ class CheckpointStore:
         self._manager.close()
 
 
-def check_writable(directory: Path) -> None:
-    """Makes a directory, and raises `OSError` naming it if files cannot be written there."""
+def check_writable(directory: Path, setting: str = "directory") -> None:
+    """Makes a directory, and raises `OSError` naming it and the setting if files cannot be written there."""
     probe = directory / f".write-test-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise OSError(f"cannot write to directory {str(directory)!r}: {error.strerror or error}") from error
+        raise OSError(f"cannot write to {setting} {str(directory)!r}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

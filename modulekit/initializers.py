@@ -34,14 +34,14 @@ class Initializer(abc.ABC):
 
 
 def _numerical(dtype: Any) -> Any:
-    dtype = jnp.dtype(dtype)
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.number):
         raise ValueError(f"Expected integer or floating point type, got {dtype}")
     return dtype
 
 
 def _floating(dtype: Any) -> Any:
-    dtype = jnp.dtype(dtype)
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"Expected floating point type, got {dtype}")
     return dtype

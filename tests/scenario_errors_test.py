@@ -189,8 +189,8 @@ def test_an_evaluation_must_return_one_value_per_example(make: Any, message: str
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    directory = tmp_path / "file" / "run" / "states"
-    with pytest.raises(OSError, match=exactly(f"cannot write to directory '{directory}': Not a directory")):
+    directory = tmp_path / "file" / "run"
+    with pytest.raises(OSError, match=exactly(f"cannot write to save_dir '{directory}': Not a directory")):
         REGRESSION.start(save_dir=tmp_path / "file" / "run")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from modulekit.checkpoints import check_writable
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 from modulekit.data import Arrays, batch_indices
@@ -49,6 +50,8 @@ class Run:
         batch_indices(examples.size, self.settings.batch_size, self.settings.seed, 0, 1)  # checks the sizes
         if eval_examples is not None and self.evaluate is None:
             raise TypeError(f"{self.name} was given eval_data, and has no method evaluate(batch, **parts)")
+        if self.settings.directory is not None:
+            check_writable(self.settings.directory, "save_dir")
         stream = default_stream()
         kept = (stream.key.value, stream.counter.value)
         try:
