@@ -6,6 +6,7 @@ any trace.
 """
 
 import abc
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,6 +53,16 @@ def _draw(sample: Callable[[jax.Array, Any], jax.Array], dtype: Any, seed: int |
     working = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
     with concrete():
         return sample(next_initial_key(seed=seed), working).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any, mean: Any, stddev: Any) -> jax.Array:
+    return jax.random.normal(key, shape, dtype) * stddev + mean
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _truncated(key: jax.Array, shape: tuple[int, ...], dtype: Any, mean: Any, stddev: Any) -> jax.Array:
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * stddev + mean
 
 
 class Zeros(Initializer):
@@ -152,7 +163,7 @@ class RandomNormal(_Normal):
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _floating(dtype)
-        return _draw(lambda key, d: jax.random.normal(key, shape, d) * self.stddev + self.mean, dtype, self.seed)
+        return _draw(lambda key, d: _normal(key, tuple(shape), d, self.mean, self.stddev), dtype, self.seed)
 
 
 class TruncatedNormal(_Normal):
@@ -173,11 +184,7 @@ class TruncatedNormal(_Normal):
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _floating(dtype)
-        return _draw(
-            lambda key, d: jax.random.truncated_normal(key, -2.0, 2.0, shape, d) * self.stddev + self.mean,
-            dtype,
-            self.seed,
-        )
+        return _draw(lambda key, d: _truncated(key, tuple(shape), d, self.mean, self.stddev), dtype, self.seed)
 
 
 class Identity(Initializer):

@@ -5,8 +5,10 @@ which modules are made: adding a layer leaves the first weights of the others as
 """
 
 import hashlib
+from typing import Any
 
 import jax
+import numpy as np
 
 from modulekit.core import names, overlay
 
@@ -57,7 +59,15 @@ def next_initial_key(name: str = "", seed: int | None = None) -> jax.Array:
     _Root.counts[counted] = count + 1
     digest = hashlib.blake2b(scope.encode(), digest_size=8).digest()
     with overlay.concrete():
-        key = jax.random.key(_Root.seed if seed is None else seed)
-        for word in (digest[:4], digest[4:], count.to_bytes(4, "little")):
-            key = jax.random.fold_in(key, int.from_bytes(word, "little"))
-        return key
+        words = (digest[:4], digest[4:], count.to_bytes(4, "little"))
+        numbers = [np.uint32(int.from_bytes(word, "little")) for word in words]
+        return _derived_key(np.uint32(_Root.seed if seed is None else seed), *numbers)
+
+
+@jax.jit
+def _derived_key(seed: Any, *numbers: Any) -> jax.Array:
+    """Folds numbers into the key of a seed, in one program: first weights are part of the time to the first step."""
+    key = jax.random.key(seed)
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return key
