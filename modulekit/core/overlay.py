@@ -76,7 +76,6 @@ class Overlay:
         isolated: bool = False,
     ) -> None:
         self.values: dict[Any, Any] = dict(values or {})
-        self.bound = frozenset(self.values)
         self.touched: dict[Any, None] = {}
         self.written: dict[Any, None] = {}
         self.born: dict[Any, None] = {}
