@@ -2,7 +2,8 @@
 
 from modulekit import data, errors, initializers, losses, metrics, nets, optimizers
 from modulekit.core.describe import format_variables, log_variables, summary
-from modulekit.core.module import Module, allow_empty_variables, no_name_scope
+from modulekit.core.methods import no_name_scope
+from modulekit.core.module import Module, allow_empty_variables
 from modulekit.core.names import name_scope
 from modulekit.core.once import once
 from modulekit.core.randomness import RandomStream, next_key, seed
@@ -14,6 +15,7 @@ from modulekit.core.sharing import (
     get_variable_scope,
     variable_scope,
 )
+from modulekit.core.trial import trial
 from modulekit.core.variable import Variable
 from modulekit.layers.dropout import Dropout
 from modulekit.layers.linear import Linear
@@ -73,6 +75,7 @@ __all__ = [
     "seed",
     "summary",
     "switch",
+    "trial",
     "value_and_grad",
     "variable_scope",
     "vmap",

@@ -13,5 +13,13 @@ class UnsettledTraceError(RuntimeError):
     """A function makes new variables every time it is traced, so that no compiled program can stand for it."""
 
 
+class RetraceError(RuntimeError):
+    """A compiled function would be traced more often than `max_traces` allows; the message says why."""
+
+
+class TieWarning(UserWarning):
+    """Replacing an attribute takes a variable away from another module that shares it."""
+
+
 class CheckpointError(RuntimeError):
     """A saved state does not fit the objects that it is restored into."""

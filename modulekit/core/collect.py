@@ -44,21 +44,49 @@ def walk(root: Any, kind: type, module_type: type, path: Path = ()) -> Iterator[
       module_type: the type of object whose attributes are entered.
       path: the path of `root` itself.
     """
-    yield from _walk(root, kind, module_type, path, {id(root)})
+    for leaf_path, leaf, is_first in _met(root, kind, module_type, path, {id(root): path}):
+        if is_first and isinstance(leaf, kind):
+            yield leaf_path, leaf
 
 
-def _walk(root: Any, kind: type, module_type: type, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
+def references(root: Any, kind: type, module_type: type, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yields `(path, leaf)` for every reference to a leaf of type `kind`, the first one of each as `walk` does.
+
+    What a shared module holds comes once under each path of that module. A reference back to a module around is none.
+    """
+    first = {id(root): path}
+    met = list(_met(root, kind, module_type, path, first))
+    yield from ((leaf_path, leaf) for leaf_path, leaf, _ in met if isinstance(leaf, kind))
+    for alias, module, is_first in met:
+        original = first[id(module)]
+        if is_first or not isinstance(module, module_type) or alias[: len(original)] == original:
+            continue
+        for leaf_path, leaf, _ in met:
+            if isinstance(leaf, kind) and leaf_path[: len(original)] == original and len(leaf_path) > len(original):
+                yield (*alias, *leaf_path[len(original) :]), leaf
+
+
+def _met(
+    root: Any, kind: type, module_type: type, path: Path, first: dict[int, Path]
+) -> Iterator[tuple[Path, Any, bool]]:
+    """Yields `(path, leaf, is_first)` for each reference to a leaf or module, entering each module once."""
     inner: list[tuple[Path, Any]] = []
     for leaf_path, leaf in _attribute_leaves(root, path, module_type):
-        if id(leaf) in seen or not isinstance(leaf, kind | module_type):
+        if not isinstance(leaf, kind | module_type):
             continue
-        seen.add(id(leaf))
-        if isinstance(leaf, kind):
-            yield leaf_path, leaf
-        if isinstance(leaf, module_type):
+        is_first = id(leaf) not in first
+        if is_first:
+            first[id(leaf)] = leaf_path
+        yield leaf_path, leaf, is_first
+        if is_first and isinstance(leaf, module_type):
             inner.append((leaf_path, leaf))
     for leaf_path, leaf in inner:
-        yield from _walk(leaf, kind, module_type, leaf_path, seen)
+        yield from _met(leaf, kind, module_type, leaf_path, first)
+
+
+def own_leaves(root: Any, module_type: type) -> Iterator[tuple[Path, Any]]:
+    """Yields `(path, leaf)` of a module's own attributes, containers element by element."""
+    yield from _attribute_leaves(root, (), module_type)
 
 
 def _attribute_leaves(root: Any, path: Path, module_type: type) -> Iterator[tuple[Path, Any]]:
@@ -78,14 +106,15 @@ def render(path: Path) -> str:
     return text
 
 
-def mutable_containers(module: Any) -> Iterator[Any]:
-    """Yields the lists and dicts that a module's attributes hold, nested ones as well."""
-    pending = list(vars(module).values())
+def mutable_containers(module: Any) -> Iterator[tuple[str, Any]]:
+    """Yields `(path, container)` of the lists and dicts that a module's attributes hold, nested ones as well."""
+    pending: list[tuple[Path, Any]] = [((("attribute", name),), value) for name, value in vars(module).items()]
     seen: set[int] = set()
     while pending:
-        value = pending.pop()
+        path, value = pending.pop()
         if isinstance(value, list | tuple | dict) and id(value) not in seen:
             seen.add(id(value))
             if not isinstance(value, tuple):
-                yield value
-            pending.extend(value.values() if isinstance(value, dict) else value)
+                yield render(path), value
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pending.extend(((*path, ("item", key)), item) for key, item in items)

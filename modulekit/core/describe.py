@@ -10,8 +10,8 @@ _log = logging.getLogger("modulekit")
 _SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i", "complex": "c"}
 
 
-def spec_of(variable: Variable) -> str:
-    """Returns shape and dtype in short, such as `f32[784,10]`."""
+def spec_of(variable: Any) -> str:
+    """Returns shape and dtype of a variable or array in short, such as `f32[784,10]`."""
     text = str(variable.dtype)
     word = text.rstrip("0123456789")
     return f"{_SHORT.get(word, word)}{text[len(word) :]}[{','.join(str(size) for size in variable.shape)}]"

@@ -4,7 +4,9 @@ A draw depends on (seed, name of the scope in which it is made, count of draws u
 which modules are made: adding a layer leaves the first weights of the others as they were.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -31,6 +33,17 @@ def restart(seed: int) -> None:
 def root_seed() -> int:
     """Returns the seed last set."""
     return _Root.seed
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Lets first weights be drawn from another seed, counting from the start, and goes on as before afterwards."""
+    before = _Root.seed, _Root.counts
+    restart(seed)
+    try:
+        yield
+    finally:
+        _Root.seed, _Root.counts = before
 
 
 def snapshot() -> dict[str, int]:

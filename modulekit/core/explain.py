@@ -5,6 +5,7 @@ printed type carries the remedy: `jnp.sum(model.w)` fails with "... got <class '
 """
 
 import abc
+import inspect
 from typing import Any
 
 
@@ -35,5 +36,32 @@ def summarize(value: Any) -> str:
         return f"{value.dtype}[{','.join(str(size) for size in value.shape)}]"
     if callable(value) and hasattr(value, "__name__") and not isinstance(value, type):
         return str(value.__name__)
-    text = repr(value)
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """Returns a text cut to 80 characters."""
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def constructor_text(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Returns `Linear(output_size=5)`: the arguments that differ from their defaults."""
+    try:
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        bound = signature.bind(None, *args, **kwargs)
+    except (TypeError, ValueError):
+        return f"{cls.__name__}(...)"
+    parts: list[str] = []
+    for index, (name, value) in enumerate(bound.arguments.items()):
+        parameter = signature.parameters[name]
+        if index == 0 or value is parameter.default:
+            continue
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            parts.extend(summarize(item) for item in value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            parts.extend(f"{key}={summarize(item)}" for key, item in value.items())
+        elif isinstance(parameter.default, bool | int | float | str | tuple) and value == parameter.default:
+            continue
+        else:
+            parts.append(f"{name}={summarize(value)}")
+    return f"{cls.__name__}({', '.join(parts)})"

@@ -6,41 +6,51 @@ keeps the arguments for `repr`, and has every method run inside the scope.
 """
 
 import dataclasses
-import functools
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
-from modulekit.core import collect, describe, names, overlay, pickling
-from modulekit.core.explain import ExplainedType, summarize
-from modulekit.core.once import Once
-from modulekit.core.variable import Variable, changes
+from modulekit.core import collect, describe, freezing, matching, methods, names, pickling, redraw, ties
+from modulekit.core.arithmetic import ArrayLike
+from modulekit.core.counters import changes
+from modulekit.core.explain import ExplainedType, constructor_text
+from modulekit.core.once import Built
+from modulekit.core.variable import Variable
 
 T = TypeVar("T")
-_UNSCOPED = "_no_name_scope"
 _EMPTY_ALLOWED = "_allow_empty_variables"
 
 pickling.register()  # what a module holds must be picklable, activations included
 
 
 class _Hidden:
-    """What a module keeps out of `vars`: its name, its repr, what has run once, and whether a program depends on it."""
+    """What a module keeps out of `vars`: its name, its repr, what has run once, and whether a program depends on it.
 
-    __slots__ = ("name", "once_done", "scope", "text", "watched")
+    Also the arguments that it was constructed with, as long as it is not copied.
+    """
+
+    __slots__ = ("construction", "name", "once_done", "scope", "text", "watched")
 
     def __init__(self) -> None:
         self.name: str | None = None
         self.scope = ""
         self.text = ""
-        self.once_done: set[str] = set()
+        self.once_done: dict[str, Built] = {}
         self.watched = False
+        self.construction: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def fresh(self) -> "_Hidden":
+        """Returns what a module of the same name and scope keeps that has not run anything under `once`."""
+        hidden = _Hidden()
+        hidden.name, hidden.scope, hidden.text = self.name, self.scope, self.text
+        return hidden
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (self.name, self.scope, self.text, sorted(self.once_done))
+        return (self.name, self.scope, self.text, self.once_done)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.name, self.scope, self.text, done = state
-        self.once_done, self.watched = set(done), False
+        self.once_done, self.watched = dict(done), False
+        self.construction = None  # the arguments need not be copied or pickled
 
 
 class ModuleType(ExplainedType):
@@ -51,7 +61,7 @@ class ModuleType(ExplainedType):
         if not any(isinstance(base, ModuleType) for base in bases):
             return  # Module itself: its own machinery enters no scope
         for key, value in attributes.items():
-            wrapped = _scoped_attribute(key, value)
+            wrapped = methods.scoped_attribute(key, value)
             if wrapped is not value:
                 setattr(cls, key, wrapped)
 
@@ -71,63 +81,9 @@ class ModuleType(ExplainedType):
                 f"Constructing a modulekit.Module without calling the super constructor is not supported: begin "
                 f"{cls.__name__}.__init__ with `super().__init__(name=name)`"
             )
-        module._hidden.text = _repr_text(cls, args, kwargs)
+        module._hidden.text = constructor_text(cls, args, kwargs)
+        module._hidden.construction = (args, kwargs)
         return module
-
-
-def _scoped_attribute(key: str, value: Any) -> Any:
-    if isinstance(value, Once):
-        return value if hasattr(value, _UNSCOPED) else Once(in_scope(value.function))
-    if isinstance(value, property):
-        getter, setter, deleter = (f if f is None else in_scope(f) for f in (value.fget, value.fset, value.fdel))
-        return property(getter, setter, deleter, value.__doc__)
-    is_special = key.startswith("__") and key not in ("__call__", "__enter__", "__exit__")
-    if inspect.isfunction(value) and not is_special and not hasattr(value, _UNSCOPED):
-        return in_scope(value)
-    return value
-
-
-def in_scope(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a method that runs inside its module's name scope."""
-    if hasattr(method, _UNSCOPED):
-        return method
-
-    @functools.wraps(method)
-    def run_in_scope(self: Any, *args: Any, **kwargs: Any) -> Any:
-        stack = names.frames()
-        stack.append(names.Frame(self._hidden.scope, self))
-        running = overlay.active()
-        if running is not None:
-            running.ran[id(self)] = self
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            stack.pop()
-
-    return run_in_scope
-
-
-def _repr_text(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Returns `Linear(output_size=5)`: the arguments that differ from their defaults."""
-    try:
-        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-        bound = signature.bind(None, *args, **kwargs)
-    except (TypeError, ValueError):
-        return f"{cls.__name__}(...)"
-    parts: list[str] = []
-    for index, (name, value) in enumerate(bound.arguments.items()):
-        parameter = signature.parameters[name]
-        if index == 0 or value is parameter.default:
-            continue
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            parts.extend(summarize(item) for item in value)
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            parts.extend(f"{key}={summarize(item)}" for key, item in value.items())
-        elif isinstance(parameter.default, bool | int | float | str | tuple) and value == parameter.default:
-            continue
-        else:
-            parts.append(f"{name}={summarize(value)}")
-    return f"{cls.__name__}({', '.join(parts)})"
 
 
 class Module(metaclass=ModuleType):
@@ -168,7 +124,7 @@ class Module(metaclass=ModuleType):
         is_first = hidden.name is None
         hidden.name = names.check_name(names.snake_case(type(self).__name__) if name is None else name)
         hidden.scope = names.qualified(hidden.name) if is_first else hidden.scope
-        if not hasattr(type(self).__init__, _UNSCOPED):
+        if not methods.is_unscoped(type(self).__init__):
             names.frames().append(names.Frame(hidden.scope, self))
 
     @property
@@ -238,6 +194,80 @@ class Module(metaclass=ModuleType):
         """
         return describe.summary(self)
 
+    def ties(self) -> tuple[ties.Tie, ...]:
+        """Returns the variables that more than one path leads to, with these paths.
+
+        >>> import modulekit as mk, jax.numpy as jnp
+        >>> encode = mk.Linear(3, name="encode")
+        >>> pair = mk.Sequential([encode, encode.transpose()])
+        >>> _ = pair(jnp.ones([2, 5]))
+        >>> print(*pair.ties())
+        layers[0].w = layers[1].w (transposed)
+        """
+        return ties.ties_in(self, Module)
+
+    # Changing many variables at once, by path.
+
+    def assign(self, values: Mapping[str, ArrayLike]) -> None:
+        """Assigns a value to every variable, by path: all of them or, where one does not fit, none.
+
+        Args:
+          values: an array of the variable's shape and dtype for each path. The paths of a tied variable take one value.
+
+        Raises:
+          ValueError: a path is missing or unexpected, a shape or dtype differs, or a tied variable would take two values.
+        """
+        found = matching.matched(repr(self), ties.all_paths(self, Module), values, "value")
+        for variable, value in found.items():
+            variable.assign(value)
+
+    def freeze(self, pattern: str = "**") -> tuple[str, ...]:
+        """Keeps variables as they are until `thaw`; compiled steps notice, and optimizers keep their slots.
+
+        A frozen variable gets no gradient, no decay and no new moments, and what the code of a module writes to it, such
+        as batch statistics, is dropped. An assignment from outside all modules is done. Random streams go on.
+
+        Args:
+          pattern: of paths: `encoder/**` or `encoder` for everything in it, `**/w` for every weight, `*` for any one part.
+
+        Returns:
+          The paths of the variables that are frozen now.
+
+        Raises:
+          ValueError: nothing fits the pattern; the message lists the paths.
+
+        >>> import modulekit as mk, jax.numpy as jnp
+        >>> net = mk.nets.MLP([4, 2])
+        >>> _ = net(jnp.ones([1, 3]))
+        >>> net.freeze("layers/0")
+        ('layers[0].b', 'layers[0].w')
+        >>> len(net.trainable_variables)
+        2
+        """
+        return freezing.freeze(self, pattern, Module)
+
+    def thaw(self, pattern: str = "**") -> tuple[str, ...]:
+        """Ends `freeze` for the variables that fit a pattern, and returns their paths."""
+        return freezing.thaw(self, pattern, Module)
+
+    def reinitialize(self, pattern: str = "**", *, seed: int) -> tuple[str, ...]:
+        """Draws the first values of some variables anew; the others, ties and optimizer slots stay as they are.
+
+        The values are those that the modules would give themselves, one after the other, after `mk.seed(seed)`. Random
+        streams go on.
+
+        Args:
+          pattern: of paths, as in `freeze`.
+          seed: of the draws.
+
+        Returns:
+          The paths of the variables that have new values.
+
+        Raises:
+          ValueError: nothing fits the pattern, or a variable was made elsewhere than in a constructor or under `once`.
+        """
+        return redraw.reinitialize(self, pattern, seed, Module)
+
     def _collected(self, listed: str, wanted: Callable[[Variable], bool]) -> tuple[Variable, ...]:
         everything = [variable for _, variable in collect.walk(self, Variable, Module)]
         if not everything and not getattr(self, _EMPTY_ALLOWED, False):
@@ -249,6 +279,11 @@ class Module(metaclass=ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         if self._hidden.watched:
             changes.count += 1
+        old = vars(self).get(name)
+        if old is not value and isinstance(old, Variable | Module):
+            ties.warn_if_untied(self, name, old, value, Module)
+        if isinstance(value, Variable):
+            value.hold(self, name)
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -256,7 +291,11 @@ class Module(metaclass=ModuleType):
         object.__delattr__(self, name)
 
     @property
-    def _once_done(self) -> set[str]:
+    def _construction(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        return self._hidden.construction
+
+    @property
+    def _once_done(self) -> dict[str, Built]:
         return self._hidden.once_done
 
     # Copies.
@@ -267,6 +306,9 @@ class Module(metaclass=ModuleType):
     def __setstate__(self, state: tuple[dict[str, Any], _Hidden]) -> None:
         attributes, hidden = state
         vars(self).update(attributes)
+        for name, value in attributes.items():
+            if isinstance(value, Variable):
+                value.hold(self, name)
         object.__setattr__(self, "_hidden", hidden)
 
     def __repr__(self) -> str:
@@ -294,20 +336,6 @@ def _no_variables(module: Module, listed: str) -> str:
         "  or pass the module:  mk.value_and_grad(loss, module), which collects them after the first run.\n\n"
         "If it never has variables, say so with mk.allow_empty_variables(module) or as a class decorator."
     )
-
-
-def no_name_scope(method: T) -> T:
-    """Decorates a method (or a constructor) that is not to enter the module's name scope.
-
-    >>> class Net(Module):
-    ...     @no_name_scope
-    ...     def scope(self):
-    ...         return names.current_scope()
-    >>> Net().scope()
-    ''
-    """
-    setattr(method, _UNSCOPED, True)
-    return method
 
 
 def allow_empty_variables(module_or_cls: T) -> T:

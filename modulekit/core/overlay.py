@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 
 import jax
 
-from modulekit.core import foreign
+from modulekit.core import foreign, provenance
 
 
 class Box(Protocol):
@@ -61,7 +61,7 @@ class Overlay:
     Attributes:
       values: the current value of each bound or written variable.
       touched: the variables that were read and not bound, in the order of the first read.
-      written: the variables that were written, in the order of the first write.
+      written: the variables that were written, in the order of the first write, with the line of the last one.
       born: the variables that were made.
       ran: the modules of which a method ran, by id (a dataclass module may have no hash).
     """
@@ -77,7 +77,7 @@ class Overlay:
     ) -> None:
         self.values: dict[Any, Any] = dict(values or {})
         self.touched: dict[Any, None] = {}
-        self.written: dict[Any, None] = {}
+        self.written: dict[Any, provenance.Origin] = {}
         self.born: dict[Any, None] = {}
         self.ran: dict[int, Any] = {}
         self.outer: Overlay | None = _active.overlay
@@ -144,10 +144,10 @@ class Overlay:
     def _has_written(self, box: Box) -> bool:
         return box in self.written or (self.outer is not None and self.outer._has_written(box))
 
-    def write(self, box: Box, value: Any) -> None:
-        """Replaces the value of `box` for the rest of the trace."""
+    def write(self, box: Box, value: Any, writer: provenance.Origin | None = None) -> None:
+        """Replaces the value of `box` for the rest of the trace; `writer` is the line that did, the caller's if None."""
         self.values[box] = value
-        self.written[box] = None
+        self.written[box] = writer or provenance.user_line()
 
 
 def active() -> Overlay | None:

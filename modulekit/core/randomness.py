@@ -4,18 +4,15 @@ A stream is a key and a counter, both variables: each draw folds the counter int
 saved and resumed like weights, differs from step to step inside compiled loops, and repeats inside rematerialization.
 """
 
-import weakref
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import draws, names, overlay
+from modulekit.core import draws, names, overlay, streams
 from modulekit.core.module import Module
 from modulekit.core.once import once
 from modulekit.core.variable import Variable
-
-_streams: weakref.WeakKeyDictionary[Variable, "RandomStream"] = weakref.WeakKeyDictionary()
 
 
 class RandomStream(Module):
@@ -42,7 +39,7 @@ class RandomStream(Module):
         self._register()
 
     def _register(self) -> None:
-        _streams.update({self.key: self, self.counter: self})
+        streams.register(self, (self.key, self.counter))
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
@@ -61,11 +58,6 @@ class RandomStream(Module):
         self._initialize()
         self.key.assign(jax.random.key_data(key))
         self.counter.assign(0)
-
-
-def stream_of(part: Variable) -> RandomStream | None:
-    """Returns the stream whose key or counter a variable is."""
-    return _streams.get(part)
 
 
 class _Default:

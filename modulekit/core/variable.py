@@ -7,9 +7,13 @@ a variable used in two places is one array, one gradient and one entry in a chec
 
 The box owns its array. A compiled step donates the arrays that it overwrites, and an array that came from the user or
 was handed out to the user must survive that: such a box is marked as lent until `own` has given it a copy.
+
+A frozen variable stays as it is: it counts as not trainable, optimizers pass over it, and what the code of a module
+writes to it is dropped. An assignment from outside all modules is meant, and is done.
 """
 
-from collections.abc import Sequence
+import logging
+import weakref
 from typing import Any, final
 
 import jax
@@ -17,19 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from modulekit.core import foreign, names, overlay, provenance
+from modulekit.core import foreign, names, overlay, provenance, trial
 from modulekit.core.arithmetic import Arithmetic, ArrayLike, value_of
+from modulekit.core.counters import changes, lendings
 from modulekit.core.explain import summarize
 
-
-class Counter:
-    """Counts events of one kind, so that one comparison tells whether any has happened since."""
-
-    count = 0
-
-
-changes = Counter()  # of attributes and flags that a compiled function may depend on
-lendings = Counter()  # of arrays that came from the user or were handed out
+_log = logging.getLogger("modulekit")
 
 
 @final
@@ -54,7 +51,10 @@ class Variable(Arithmetic):
     Variable('w', float32[2,3])
     """
 
-    __slots__ = ("__weakref__", "_array", "_lent", "_name", "_origin", "_trainable")
+    __slots__ = (
+        "__weakref__", "_array", "_frozen", "_holders", "_lent", "_name", "_origin", "_tallies", "_trainable", "_version",
+        "_written",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -66,8 +66,13 @@ class Variable(Arithmetic):
         self._name = names.qualified(name)
         self._origin = provenance.user_line()
         self._trainable = bool(trainable)
+        self._frozen = False
+        self._tallies: tuple[tuple[provenance.Tally, int], ...] = ()
+        self._holders: tuple[tuple[Any, str], ...] = ()
         self._array = _initial_array(initial_value, dtype, self._name)
+        self._version, self._written = 0, (provenance.now(), self._origin)
         self._lend()
+        trial.note([self])
         running = overlay.active()
         if running is not None:
             running.born[self] = None
@@ -106,9 +111,30 @@ class Variable(Arithmetic):
         return self._origin
 
     @property
+    def version(self) -> int:
+        """How often the variable was written; a compiled step counts as one write, a value not yet changed as none."""
+        return self._version + sum(tally.count - before for tally, before in self._tallies)
+
+    @property
+    def last_writer(self) -> provenance.Origin:
+        """The file and line of the last write; of the construction, where there was none.
+
+        A write in a compiled step is that of the line in the step.
+        """
+        latest = max((tally for tally, _ in self._tallies), key=lambda tally: tally.time, default=None)
+        if latest is None or latest.time < self._written[0]:
+            return self._written[1]
+        return latest.writers.get(self, self._written[1])
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the variable is kept as it is; see `Module.freeze`."""
+        return self._frozen
+
+    @property
     def trainable(self) -> bool:
-        """Whether `Module.trainable_variables` lists the variable; compiled functions notice a change."""
-        return self._trainable
+        """Whether `Module.trainable_variables` lists it; not while it is frozen. Compiled functions notice a change."""
+        return self._trainable and not self._frozen
 
     @trainable.setter
     def trainable(self, trainable: bool) -> None:
@@ -151,16 +177,17 @@ class Variable(Arithmetic):
             array of JAX's default float32 also a variable of half precision.
           ForeignTransformError: inside a plain JAX transform; the old value stays.
         """
-        self._check_writable()
+        self.check_writable()
         new = self.conforming(value)
+        if self._frozen and self._is_written_by_a_module():
+            return
         running = overlay.active()
         if running is not None:
             running.write(self, new)
             return
         if isinstance(new, jax.core.Tracer):
             raise TypeError(f"{self.describe()} is assigned a tracer that outlived its transform: {new}")
-        self._array = new
-        self._lend()
+        self.replace(new, provenance.user_line())
 
     def assign_add(self, value: ArrayLike) -> None:
         """Adds `value` (an array of the variable's shape, or a number) to the variable."""
@@ -172,13 +199,51 @@ class Variable(Arithmetic):
         change = self._change(value)
         self.assign(self.value - change)
 
+    def freeze(self) -> None:
+        """Keeps the variable as it is until `thaw`; compiled functions notice."""
+        changes.count += not self._frozen
+        self._frozen = True
+
+    def thaw(self) -> None:
+        """Ends `freeze`."""
+        changes.count += self._frozen
+        self._frozen = False
+
+    def _is_written_by_a_module(self) -> bool:
+        modules = [frame.module for frame in names.frames() if frame.module is not None]
+        if modules:
+            _log.debug("%r does not change frozen %s", modules[-1], self.describe())
+        return bool(modules)
+
+    def replace(self, array: jax.Array, writer: provenance.Origin) -> None:
+        """Puts an array of the right form into the box itself, outside of all transforms."""
+        trial.note([self])
+        self._array = array
+        self._version += 1
+        self._written = (provenance.now(), writer)
+        self._lend()
+
+    def count_writes_of(self, tally: provenance.Tally) -> None:
+        """Lets the runs of a compiled program count among the writes."""
+        if all(known is not tally for known, _ in self._tallies):
+            self._tallies = (*self._tallies, (tally, tally.count))
+
+    def hold(self, module: Any, attribute: str) -> None:
+        """Notes that an attribute of a module is this variable."""
+        self._holders = (*self._holders, (weakref.ref(module), attribute))
+
+    def holders(self) -> list[tuple[Any, str]]:
+        """Returns the modules that have this variable for an attribute, with the attribute's name."""
+        alive = ((reference(), attribute) for reference, attribute in self._holders)
+        return [(module, name) for module, name in alive if module is not None and vars(module).get(name) is self]
+
     def stored(self) -> jax.Array:
         """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out."""
         self._lend()
         return self._array
 
     def _change(self, value: ArrayLike) -> ArrayLike:
-        self._check_writable()
+        self.check_writable()
         change = value_of(value)
         if jnp.shape(change) not in ((), self.shape):
             raise ValueError(
@@ -187,7 +252,8 @@ class Variable(Arithmetic):
             )
         return change
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
+        """Raises `ForeignTransformError` inside a plain JAX transform."""
         running = overlay.active()
         at_home = foreign.untraced() if running is None else running.is_home()
         if not at_home and not overlay.is_concrete():
@@ -231,13 +297,16 @@ class Variable(Arithmetic):
     def __getstate__(self) -> dict[str, Any]:
         return {
             "array": np.asarray(self.value), "name": self._name, "origin": tuple(self._origin),
-            "trainable": self._trainable,
+            "trainable": self._trainable, "frozen": self._frozen, "version": self.version,
+            "writer": tuple(self.last_writer),
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._array = jnp.array(state["array"])
         self._name, self._trainable = state["name"], state["trainable"]
-        self._origin = provenance.Origin(*state["origin"])
+        self._origin, self._frozen = provenance.Origin(*state["origin"]), state["frozen"]
+        self._tallies, self._holders = (), ()
+        self._version, self._written = state["version"], (provenance.now(), provenance.Origin(*state["writer"]))
         self._lend()
 
     def __bool__(self) -> bool:
@@ -245,7 +314,8 @@ class Variable(Arithmetic):
 
     def __repr__(self) -> str:
         text = f"{self.dtype}[{','.join(str(size) for size in self.shape)}]"
-        return f"Variable({self._name!r}, {text}{'' if self._trainable else ', trainable=False'})"
+        flags = ("" if self._trainable else ", trainable=False") + (", frozen" if self._frozen else "")
+        return f"Variable({self._name!r}, {text}{flags})"
 
 
 def _converts(array: jax.Array, wanted: Any) -> bool:
@@ -269,40 +339,3 @@ def _initial_array(value: ArrayLike, dtype: Any, name: str) -> jax.Array:
         array = value if isinstance(value, jax.Array) else jnp.array(value)
         wanted = array.dtype if dtype is None else jnp.dtype(dtype)
         return lax.convert_element_type(array, wanted) if array.dtype != wanted or array.weak_type else array
-
-
-# The storage of many variables at once, for compiled steps. Nothing else reads or replaces `_array` in bulk.
-
-
-def stored_arrays(variables: Sequence[Variable]) -> list[jax.Array]:
-    """Returns the arrays of `variables`, as they are."""
-    return [variable._array for variable in variables]
-
-
-def own(variables: Sequence[Variable]) -> None:
-    """Makes the arrays of `variables` safe to donate: those that are known outside are replaced by copies."""
-    for variable in variables:
-        if variable._lent:
-            variable._lent = False
-            array = variable._array
-            variable._array = jax.device_put(array, array.sharding, may_alias=False)
-
-
-def store_arrays(variables: Sequence[Variable], arrays: Sequence[jax.Array]) -> None:
-    """Replaces the arrays of `variables` by those that a program has just made and nobody else holds."""
-    for variable, array in zip(variables, arrays, strict=True):
-        variable._array = array
-
-
-def commit(variables: Sequence[Variable], values: Sequence[Any]) -> None:
-    """Writes the new values that a transform returned, to the overlay around it or to the variables themselves."""
-    if variables:
-        variables[0]._check_writable()
-    running = overlay.active()
-    if running is not None:
-        for variable, value in zip(variables, values, strict=True):
-            running.write(variable, value)
-        return
-    for variable, value in zip(variables, values, strict=True):
-        variable._array = value
-        variable._lend()

@@ -108,6 +108,8 @@ class TransposedLinear(Module):
       b: `[output_size]`, where `output_size` is the `input_size` of `linear`.
     """
 
+    _views = {"w": "transposed"}
+
     def __init__(
         self,
         linear: Linear,

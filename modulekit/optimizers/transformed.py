@@ -39,7 +39,7 @@ class Transformed(Optimizer):
         """Returns the transformation for the current hyperparameters."""
 
     def apply(self, updates: Sequence[Update], parameters: Sequence[Variable]) -> None:
-        """Changes each parameter by its update; where that is None, parameter and slots stay as they are.
+        """Changes each parameter by its update; where that is None or the parameter is frozen, it and its slots stay.
 
         Args:
           updates: gradients, or None, one for each parameter; of its shape and dtype.
@@ -49,6 +49,9 @@ class Transformed(Optimizer):
           ValueError: lengths, shapes or dtypes differ, or there is nothing to apply. Nothing has changed then.
         """
         check_updates(updates, parameters)
+        updates = [None if p.frozen else u for u, p in zip(updates, parameters, strict=True)]
+        if all(update is None for update in updates):
+            return
         given = [p for u, p in zip(updates, parameters, strict=True) if u is not None]
         transformation = self._transformation()
         self._make_missing(transformation, parameters)

@@ -7,10 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import variable
 from modulekit.core.module import Module
 from modulekit.core.overlay import bakes_reads
-from modulekit.core.randomness import RandomStream, stream_of
+from modulekit.core.streams import stream_of
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint, plain, values_of
 
@@ -87,7 +86,7 @@ def vmap(
             old = values_of(shared)
             result, new_lanes, values = mapped(jnp.arange(size), values_of(lanes), arguments)
             merged = [_merge(v, before, new, writes) for v, before, new in zip(shared, old, values, strict=True)]
-            variable.commit([*lanes, *shared], [*new_lanes, *merged])
+            footprint.commit([*lanes, *shared], [*new_lanes, *merged])
             return result
 
         return footprint.settle(attempt, "vmap")
@@ -132,8 +131,7 @@ def _lane_key(key: Any, index: Any) -> Any:
 
 
 def _rule_of(written: Variable, writes: Any) -> str | None:
-    stream: RandomStream | None = stream_of(written)
-    if stream is not None:
+    if stream_of(written) is not None:
         return "last"  # all lanes count the same draws
     return writes.get(written) if isinstance(writes, Mapping) else writes
 

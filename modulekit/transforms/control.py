@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import variable
 from modulekit.core.overlay import bakes_reads
 from modulekit.transforms.settle import Footprint, plain, values_of
 
@@ -68,7 +67,7 @@ def _branch(name: str, index: Any, branches: Sequence[Callable[..., Any]], opera
 
         pures = [pure(branch) for branch in branches]
         new, result = jax.lax.switch(index, pures, values_of(carried), plain(operands))
-        variable.commit(carried, new)
+        footprint.commit(carried, new)
         return result
 
     return footprint.settle(attempt, name)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from modulekit.core import variable
+from modulekit.core import storage
 from modulekit.core.module import Module
 from modulekit.core.overlay import Overlay, bakes_reads
 from modulekit.core.variable import Variable
@@ -43,7 +43,7 @@ class Pure:
     def commit(self, new_values: Sequence[Any]) -> None:
         """Assigns new values to the variables, all of them or, on a wrong shape or dtype, none."""
         checked = [v.conforming(value) for v, value in zip(self.variables, new_values, strict=True)]
-        variable.commit(self.variables, checked)
+        storage.commit(self.variables, checked)
 
 
 def functionalize(function: Callable[..., Any], variables: Module | Sequence[Variable]) -> tuple[Pure, list[jax.Array]]:

@@ -7,7 +7,6 @@ from typing import Any, ParamSpec
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import variable
 from modulekit.core.explain import summarize
 from modulekit.core.module import Module
 from modulekit.core.overlay import Overlay, bakes_reads
@@ -174,17 +173,24 @@ def _differentiate(
     baked = bakes_reads()
 
     def pure(values: list[Any]) -> tuple[Any, Any]:
-        with Overlay(dict(zip(targets, values, strict=True)), baked=baked, forgiven=footprint.born) as running:
+        with footprint.overlay(_bindings(targets, values), baked=baked) as running:
             result = plain(run())
             footprint.born.update(running.born)
             check(running)
         written[:] = running.written
+        footprint.writers.update(running.written)
         loss = result[0] if has_aux else result
         return _scalar(loss), (result, [running.values[v] for v in written])
 
     (_, (result, new)), gradients = jax.value_and_grad(pure, has_aux=True)(values_of(targets))
-    variable.commit(written, new)
+    footprint.commit(written, new)
     return result, gradients
+
+
+def _bindings(targets: list[Variable], values: list[Any]) -> dict[Variable, Any]:
+    """Binds targets to traced values; nothing flows back into a frozen one."""
+    pairs = zip(targets, values, strict=True)
+    return {v: jax.lax.stop_gradient(value) if v.frozen else value for v, value in pairs}
 
 
 def _scalar(loss: Any) -> Any:

@@ -7,10 +7,12 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import jax
 
 from modulekit.core import foreign, overlay
-from modulekit.core.module import Module, in_scope
+from modulekit.core.methods import in_scope
+from modulekit.core.module import Module
 from modulekit.transforms.arguments import split
 from modulekit.transforms.build import trace_abstractly
 from modulekit.transforms.program import Program
+from modulekit.transforms.retraces import Form, History
 from modulekit.transforms.settle import Footprint, Unsettled
 
 P = ParamSpec("P")
@@ -20,8 +22,12 @@ R = TypeVar("R")
 class Jitted(Generic[P, R]):
     """A function compiled by `jit`: one program for each structure of arguments and each set of static values."""
 
-    def __init__(self, function: Callable[P, R], donate: bool, known: Footprint | None = None) -> None:
+    def __init__(
+        self, function: Callable[P, R], donate: bool, known: Footprint | None = None, max_traces: int | None = None
+    ) -> None:
         functools.update_wrapper(self, function)
+        self._history = History(getattr(function, "__name__", type(function).__name__), max_traces)
+        self._changed: list[str] = []
         self._function = function
         self._donate = donate
         self._known = known
@@ -34,6 +40,11 @@ class Jitted(Generic[P, R]):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
+    @property
+    def traces(self) -> tuple[str, ...]:
+        """One sentence for each time that the function was traced and compiled: when, and why again."""
+        return tuple(self._history.texts)
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the compiled function; compiles it first where the arguments or the modules are new."""
         traced, key = split(args, kwargs)
@@ -45,6 +56,7 @@ class Jitted(Generic[P, R]):
                 return program.call_inside(traced)
             except Unsettled:
                 return self._settled(key, traced, program.footprint)[1]
+        self._changed = [] if program is None else program.changes()
         return self._settled(key, traced, self._start())[1]
 
     def _start(self) -> Footprint:
@@ -54,7 +66,7 @@ class Jitted(Generic[P, R]):
         def attempt() -> tuple[Program, Any]:
             if not footprint.reads and not footprint.writes:
                 trace_abstractly(self._function, key, traced, footprint)
-            program = Program(self._function, key, footprint, self._donate)
+            program = Program(self._function, key, footprint, self._donate, self._note)
             if overlay.active() is None and foreign.untraced():
                 program.prepare(traced)
                 return program, program.call(traced)
@@ -63,6 +75,10 @@ class Jitted(Generic[P, R]):
         program, result = footprint.settle(attempt, "jit")
         self._programs[key] = program
         return program, result
+
+    def _note(self, form: Form) -> None:
+        changed, self._changed = self._changed, []
+        self._history.add(form, changed)
 
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
         """Returns the lowered program for these arguments, with JAX's `as_text`, `compile`, `cost_analysis`.
@@ -80,7 +96,9 @@ class Jitted(Generic[P, R]):
         return footprint.settle(attempt, "jit")
 
 
-def jit(function: Callable[P, R], *, donate: bool = True, known: Footprint | None = None) -> Jitted[P, R]:
+def jit(
+    function: Callable[P, R], *, donate: bool = True, known: Footprint | None = None, max_traces: int | None = None
+) -> Jitted[P, R]:
     """Compiles a function with XLA. It finds the variables by itself, and their new values are there on return.
 
     Arrays and numbers among the arguments are traced. Booleans, strings, None, functions and modules are static: each
@@ -92,11 +110,14 @@ def jit(function: Callable[P, R], *, donate: bool = True, known: Footprint | Non
       donate: gives the old arrays of written variables to the program, so that no second copy is needed. An array
         that `.value` handed out stays valid in any case.
       known: what `mk.footprint` found out about the function, which saves a trace; found out here if None.
+      max_traces: how many programs may be compiled; any number if None.
 
     Returns:
-      The compiled function. If it raises, all variables are as before.
+      The compiled function. If it raises, all variables are as before. Its `traces` tell when it was traced and why; the
+      logger `modulekit` has the same, at level INFO.
 
     Raises:
+      RetraceError: on the call, if it would be traced more than `max_traces` times.
       UnsettledTraceError: on the call, if the function makes new variables each time.
 
     >>> import modulekit as mk
@@ -108,4 +129,4 @@ def jit(function: Callable[P, R], *, donate: bool = True, known: Footprint | Non
     >>> int(add(3)), int(count)
     (6, 3)
     """
-    return Jitted(function, donate, known)
+    return Jitted(function, donate, known, max_traces)

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import variable
 from modulekit.core.overlay import bakes_reads
 from modulekit.transforms.settle import Footprint, plain, values_of
 
@@ -59,7 +58,7 @@ def scan(
 
         start = (values_of(carried), plain(init))
         (new, carry), ys = jax.lax.scan(body, start, xs, length=length, reverse=reverse, unroll=unroll)
-        variable.commit(carried, new)
+        footprint.commit(carried, new)
         return carry, ys
 
     return footprint.settle(attempt, "scan")
@@ -106,7 +105,7 @@ def while_loop(
             return [running.values[v] for v in carried], value
 
         new, value = jax.lax.while_loop(condition, body, (values_of(carried), plain(init_val)))
-        variable.commit(carried, new)
+        footprint.commit(carried, new)
         return value
 
     return footprint.settle(attempt, "while_loop")

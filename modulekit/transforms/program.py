@@ -10,13 +10,17 @@ from typing import Any
 
 import jax
 
-from modulekit.core import overlay, variable
+from modulekit.core import overlay, storage, trial
+from modulekit.core.counters import lendings
 from modulekit.core.module import Module
-from modulekit.core.variable import Variable, lendings
+from modulekit.core.provenance import Tally
+from modulekit.core.variable import Variable
 from modulekit.transforms.arguments import join
+from modulekit.transforms.retraces import Form, form_of
 from modulekit.transforms.settle import Footprint, plain
-from modulekit.transforms.snapshot import Snapshot, modules_of
+from modulekit.transforms.snapshot import Snapshot
 from modulekit.transforms.staged import calls_python
+from modulekit.transforms.visible import modules_of
 
 # Threads that step one model take turns: between taking the arrays and storing the new ones, nobody else may.
 _one_at_a_time = threading.RLock()
@@ -30,9 +34,17 @@ class Program:
       key: the structure and static part of its arguments.
       footprint: the variables that are known to be used; those written become donated inputs.
       donate: whether the arrays of written variables are given up to the program.
+      on_trace: told the form of the arguments of each trace; it may raise, and nothing has happened then.
     """
 
-    def __init__(self, function: Callable[..., Any], key: tuple[Any, ...], footprint: Footprint, donate: bool) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        key: tuple[Any, ...],
+        footprint: Footprint,
+        donate: bool,
+        on_trace: Callable[[Form], None] = lambda _: None,
+    ) -> None:
         self.writes = list(footprint.writes)
         self.reads = [v for v in footprint.reads if v not in footprint.writes]
         self._function = function
@@ -43,20 +55,30 @@ class Program:
         self._lendings = -1
         self._snapshot: Snapshot | None = None
         self._blocks = False
+        self._tally = Tally()
+        self._on_trace = on_trace
+        self._forms: set[Form] = set()
+        self._named: dict[str, Module] = {}
         self._donate = donate and not jax.config.jax_debug_nans  # type: ignore[attr-defined]
         self._undonated = jax.jit(self._pure)
         self.compiled = jax.jit(self._pure, donate_argnums=(0,)) if self._donate else self._undonated
 
     def _pure(self, written: list[Any], read: list[Any], traced: list[Any]) -> tuple[list[Any], Any]:
         args, kwargs = join(self._key, traced)
-        self._ran.update((id(module), module) for module in modules_of(self._function, (args, kwargs)))
+        self._named = modules_of(self._function, (args, kwargs))
+        self._ran.update((id(module), module) for module in self._named.values())
         bindings = dict(zip(self.writes, written, strict=True)) | dict(zip(self.reads, read, strict=True))
         with self.footprint.overlay(bindings, collects_reads=True) as running:
             result = plain(self._function(*args, **kwargs))
             self.footprint.check(running, reads=True, births=False)
+        form = form_of(self._function, args, kwargs)
+        if form not in self._forms:
+            self._on_trace(form)
+            self._forms.add(form)
         new = [running.values[v] for v in self.writes]
         self._shared = _sharing(self.writes, self.reads, new, read, result)
         self._ran.update(running.ran)
+        self._tally.writers = running.written
         return new, result
 
     def prepare(self, traced: list[Any]) -> None:
@@ -64,7 +86,7 @@ class Program:
 
         Such a program may fail halfway, and the variables must be as before.
         """
-        current = (variable.stored_arrays(self.writes), variable.stored_arrays(self.reads), traced)
+        current = (storage.stored_arrays(self.writes), storage.stored_arrays(self.reads), traced)
         self._blocks = calls_python(self.compiled.trace(*current).jaxpr)
         if self._blocks:
             self._donate = False
@@ -72,49 +94,58 @@ class Program:
 
     def lower(self, traced: list[Any]) -> jax.stages.Lowered:
         """Returns the lowered program; `traced` may hold `jax.ShapeDtypeStruct`s."""
-        return self.compiled.lower(variable.stored_arrays(self.writes), variable.stored_arrays(self.reads), traced)
+        return self.compiled.lower(storage.stored_arrays(self.writes), storage.stored_arrays(self.reads), traced)
 
     def is_current(self) -> bool:
         """Returns whether the modules that ran are as they were when the program was traced."""
         return self._snapshot is None or self._snapshot.holds()
+
+    def changes(self) -> list[str]:
+        """Returns what has changed in the modules that ran since the program was traced."""
+        return [] if self._snapshot is None else self._snapshot.differences(self._named)
 
     def call(self, traced: list[Any]) -> Any:
         """Runs the program on the variables themselves and replaces the values of the written ones."""
         with _one_at_a_time:
             result = self._call(traced)
         if self._snapshot is None:
-            self._snapshot = Snapshot(self._ran.values())
+            self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))
         for shared in self._shared:
             shared.stored()
         return result
 
     def _call(self, traced: list[Any]) -> Any:
         writes = self.writes
+        if not self._tally.count:
+            for written in writes:
+                written.count_writes_of(self._tally)
+        trial.note(writes)
         if self._donate and self._lendings != lendings.count:
-            variable.own(writes)
+            storage.own(writes)
             self._lendings = lendings.count
         # `map` inside `extend` calls the program and keeps its result without returning to the interpreter, so that a
         # Ctrl-C finds either the old arrays or the new ones, and never a donated one.
         done: list[Any] = []
-        arguments = ([variable.stored_arrays(writes)], [variable.stored_arrays(self.reads)], [traced])
+        arguments = ([storage.stored_arrays(writes)], [storage.stored_arrays(self.reads)], [traced])
         try:
             done.extend(map(self.compiled, *arguments))
             if self._blocks:
                 done = [jax.block_until_ready(done[0])]
-            variable.store_arrays(writes, done[0][0])
+            storage.store_arrays(writes, done[0][0])
         except BaseException:
             if done and not self._blocks:
-                variable.store_arrays(writes, done[0][0])
+                storage.store_arrays(writes, done[0][0])
             raise
+        self._tally.add()
         return done[0][1]
 
     def call_inside(self, traced: list[Any]) -> Any:
         """Runs the program inside another transform, whose overlay answers and takes the values."""
         written = [v.value for v in self.writes]
         new, result = self._undonated(written, [v.value for v in self.reads], traced)
-        variable.commit(self.writes, new)
+        storage.commit(self.writes, new, self._tally.writers)
         if self._snapshot is None:
-            self._snapshot = Snapshot(self._ran.values())
+            self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))
         running = overlay.active()
         if running is not None:
             running.ran.update((id(module), module) for module in self._snapshot.modules)

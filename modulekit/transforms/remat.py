@@ -6,7 +6,6 @@ from typing import Any, ParamSpec
 
 import jax
 
-from modulekit.core import variable
 from modulekit.core.overlay import bakes_reads
 from modulekit.transforms.arguments import join, split
 from modulekit.transforms.settle import Footprint, plain, values_of
@@ -46,7 +45,7 @@ def remat(fn: Callable[P, Any], policy: Callable[..., bool] | None = None) -> Ca
                 return [running.values[v] for v in carried], result
 
             new, result = jax.checkpoint(pure, policy=policy)(values_of(carried), traced)
-            variable.commit(carried, new)
+            footprint.commit(carried, new)
             return result
 
         return footprint.settle(attempt, "remat")

@@ -5,15 +5,17 @@ Users list no variables. A transform traces with what it knows; where the trace 
 the second settles. A function that makes new variables in every attempt never settles, and is told so.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import jax
 
+from modulekit.core import storage
 from modulekit.core.arithmetic import Arithmetic, value_of
 from modulekit.core.overlay import Overlay
 from modulekit.core.overlay import Unsettled as Unsettled
+from modulekit.core.provenance import Origin
 from modulekit.core.variable import Variable
 from modulekit.errors import UnsettledTraceError
 
@@ -30,16 +32,18 @@ class Footprint:
       writes: those that it writes, in the order of the first write.
       born: those that it made.
       isolated: whether a plain JAX transform inside reads variables, so that JAX must not reuse what it traced.
+      writers: the line that writes each of `writes`.
     """
 
     reads: dict[Variable, None] = field(default_factory=dict)
     writes: dict[Variable, None] = field(default_factory=dict)
     born: dict[Variable, None] = field(default_factory=dict)
     isolated: bool = False
+    writers: dict[Variable, Origin] = field(default_factory=dict)
 
     def copy(self) -> "Footprint":
         """Returns a footprint that grows apart from this one."""
-        return Footprint(dict(self.reads), dict(self.writes), dict(self.born), self.isolated)
+        return Footprint(dict(self.reads), dict(self.writes), dict(self.born), self.isolated, dict(self.writers))
 
     def overlay(self, bindings: Mapping[Variable, Any], **options: bool) -> Overlay:
         """Returns the overlay of one attempt."""
@@ -77,8 +81,13 @@ class Footprint:
         self.writes.update(dict.fromkeys(new_writes))
         self.reads.update(dict.fromkeys(new_reads))
         self.born.update(seen.born)
+        self.writers.update(seen.written)
         if new_writes or new_reads or new_births:
             raise Unsettled
+
+    def commit(self, variables: Sequence[Variable], values: Sequence[Any]) -> None:
+        """Writes the new values that the settled attempt returned."""
+        storage.commit(variables, values, self.writers)
 
 
 def plain(tree: Any) -> Any:

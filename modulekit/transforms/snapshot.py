@@ -5,34 +5,39 @@ as long as they are the same. Assigning an attribute of a module that some progr
 unchanged count needs no look; lists and dicts change without an assignment: their elements are compared by identity.
 """
 
-import functools
-import inspect
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
-
 from modulekit.core import collect
+from modulekit.core.counters import changes
+from modulekit.core.explain import summarize
 from modulekit.core.module import Module, modules_in
-from modulekit.core.variable import Variable, changes
+from modulekit.core.variable import Variable
 
 _PLAIN = (bool, int, float, complex, str, bytes)
+_ABSENT = object()
 
 
 class Snapshot:
-    """The attributes of some modules, and of all modules inside them, at one moment."""
+    """The attributes of some modules and of all modules inside them, and the flags of variables, at one moment.
 
-    def __init__(self, modules: Iterable[Module]) -> None:
+    Args:
+      modules: those that a program ran.
+      variables: those that it used.
+    """
+
+    def __init__(self, modules: Iterable[Module], variables: Iterable[Variable]) -> None:
         self._modules: dict[int, Module] = {}
         for module in modules:
             self._modules.update((id(inner), inner) for inner in modules_in(module))
         self._attributes = {key: dict(vars(module)) for key, module in self._modules.items()}
-        self._trainable = [(variable, variable.trainable) for variable in self._variables()]
+        seen = dict.fromkeys((*variables, *self._variables()))
+        self._flags = [(variable, _flags(variable)) for variable in seen]
         self._containers = [
-            (container, tuple(_elements(container)))
+            (module, path, container, tuple(_elements(container)))
             for module in self._modules.values()
-            for container in collect.mutable_containers(module)
+            for path, container in collect.mutable_containers(module)
         ]
         for module in self._modules.values():
             module._hidden.watched = True
@@ -50,22 +55,49 @@ class Snapshot:
 
     def holds(self) -> bool:
         """Returns whether everything is as it was."""
-        for container, elements in self._containers:
+        for _, _, container, elements in self._containers:
             if len(container) != len(elements) or not all(map(operator.is_, _elements(container), elements)):
                 return False
         if self._count == changes.count:
             return True
-        if not self._attributes_hold():
+        if next(self._changed_attributes(), None) or next(self._changed_flags(), None):
             return False
         self._count = changes.count
         return True
 
-    def _attributes_hold(self) -> bool:
+    def _changed_attributes(self) -> Iterator[tuple[Module, str, Any, Any]]:
         for key, module in self._modules.items():
             now, then = vars(module), self._attributes[key]
-            if now.keys() != then.keys() or not all(_same(now[name], then[name]) for name in then):
-                return False
-        return all(variable.trainable == flag for variable, flag in self._trainable)
+            for name in {**then, **now}:
+                before, after = then.get(name, _ABSENT), now.get(name, _ABSENT)
+                if not _same(after, before):
+                    yield module, name, before, after
+
+    def _changed_flags(self) -> Iterator[tuple[Variable, str]]:
+        for variable, then in self._flags:
+            now = _flags(variable)
+            if now != then:
+                flag = "trainable" if now["frozen"] == then["frozen"] else "frozen"
+                yield variable, f"{flag} changed {then[flag]} → {now[flag]}"
+
+    def differences(self, roots: Mapping[str, Module]) -> list[str]:
+        """Returns what has changed since, such as `encoder.layers[1].activation changed relu → tanh`.
+
+        Args:
+          roots: the modules that the compiled function names, under these names.
+        """
+        changed = [
+            f"{_place(module, roots)}.{name} {_change(before, after)}"
+            for module, name, before, after in self._changed_attributes()
+        ]
+        for module, path, container, elements in self._containers:
+            place = f"{_place(module, roots)}.{path}"
+            changed += [f"{place}{change}" for change in _container_changes(container, elements)]
+        return changed + [f"{_place(variable, roots)}.{change}" for variable, change in self._changed_flags()]
+
+
+def _flags(variable: Variable) -> dict[str, bool]:
+    return {"trainable": variable.trainable, "frozen": variable.frozen}
 
 
 def _elements(container: Any) -> Iterable[Any]:
@@ -82,17 +114,27 @@ def _same(now: Any, then: Any) -> bool:
     return isinstance(now, _PLAIN) and bool(now == then)
 
 
-def modules_of(function: Any, arguments: Any) -> Iterator[Module]:
-    """Yields the modules that a function can see: in its arguments, its closure and the globals that it names."""
-    yield from (leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, Module))
-    while isinstance(function, functools.partial):
-        yield from (leaf for leaf in jax.tree.leaves((function.args, function.keywords)) if isinstance(leaf, Module))
-        function = function.func
-    if isinstance(getattr(function, "__self__", None), Module):
-        yield function.__self__
-    if isinstance(function, Module):
-        yield function
-    function = inspect.unwrap(getattr(function, "__func__", function))
-    if inspect.isfunction(function):
-        seen = inspect.getclosurevars(function)
-        yield from (value for value in (*seen.nonlocals.values(), *seen.globals.values()) if isinstance(value, Module))
+def _place(part: Module | Variable, roots: Mapping[str, Module]) -> str:
+    """Returns where a module or variable stands, in the names that the compiled function uses."""
+    for name, root in roots.items():
+        path = "" if part is root else root.path_of(part)
+        if path is not None:
+            return f"{name}.{path}" if path else name
+    return repr(part)
+
+
+def _change(before: Any, after: Any) -> str:
+    if before is _ABSENT:
+        return f"is new, {summarize(after)}"
+    return "is gone" if after is _ABSENT else f"changed {summarize(before)} → {summarize(after)}"
+
+
+def _container_changes(container: Any, elements: tuple[Any, ...]) -> Iterator[str]:
+    now = tuple(_elements(container))
+    if len(now) != len(elements):
+        yield f" changed from {len(elements)} to {len(now)} elements"
+        return
+    keys = list(container) if isinstance(container, dict) else range(len(now))
+    for key, before, after in zip(keys, elements, now, strict=True):
+        if after is not before:
+            yield f"[{key!r}] {_change(before, after)}"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from modulekit.checkpoints import CheckpointStore
-from modulekit.core.variable import Variable, stored_arrays
+from modulekit.core.storage import stored_arrays
+from modulekit.core.variable import Variable
 from modulekit.errors import CheckpointError
 
 

@@ -22,7 +22,8 @@ import numpy as np
 import modulekit as mk
 from modulekit.core.arithmetic import value_of
 from modulekit.core.randomness import default_stream
-from modulekit.core.variable import Variable, store_arrays, stored_arrays
+from modulekit.core.storage import store_arrays, stored_arrays
+from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint
 
 Metrics = dict[str, np.ndarray[Any, Any]]
