@@ -2,6 +2,7 @@
 
 from modulekit import data, errors, initializers, losses, metrics, nets, optimizers
 from modulekit.core.describe import format_variables, log_variables, summary
+from modulekit.core.finite import find_nonfinite
 from modulekit.core.methods import no_name_scope
 from modulekit.core.module import Module, allow_empty_variables
 from modulekit.core.names import name_scope
@@ -25,6 +26,7 @@ from modulekit.optimizers import Optimizer
 from modulekit.transforms.batching import vmap
 from modulekit.transforms.build import build, eval_shape, footprint
 from modulekit.transforms.control import cond, switch
+from modulekit.transforms.eager import eager
 from modulekit.transforms.functionalize import functionalize
 from modulekit.transforms.gradients import grad, implicit_value_and_gradients, value_and_grad
 from modulekit.transforms.jit import jit
@@ -49,8 +51,10 @@ __all__ = [
     "build",
     "cond",
     "data",
+    "eager",
     "errors",
     "eval_shape",
+    "find_nonfinite",
     "footprint",
     "fori_loop",
     "format_variables",

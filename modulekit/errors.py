@@ -13,6 +13,10 @@ class UnsettledTraceError(RuntimeError):
     """A function makes new variables every time it is traced, so that no compiled program can stand for it."""
 
 
+class NonFiniteValueError(FloatingPointError):
+    """A value that is not finite has appeared while `mk.find_nonfinite` was on; the message names where first."""
+
+
 class RetraceError(RuntimeError):
     """A compiled function would be traced more often than `max_traces` allows; the message says why."""
 

@@ -20,7 +20,7 @@ def explain(error: BaseException, stack: Sequence[names.Frame], args: tuple[Any,
     module = stack[-1].module
     if len(stack) > 1 and stack[-2].module is module:
         return  # a method of the same module called this one, and will be passed through as well
-    error.add_note(f"  in {place(module, stack)}: called with {call_text(args, kwargs)}{_built_text(module)}")
+    error.add_note(f"  in {place(module, stack)}: called with {call_text(args, kwargs)}{built_text(module)}")
 
 
 def place(module: Any, stack: Sequence[names.Frame]) -> str:
@@ -37,7 +37,8 @@ def call_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def _built_text(module: Any) -> str:
+def built_text(module: Any) -> str:
+    """Returns where a module was first called, and with what: `; built at net.py:12, for float32[32,784]`."""
     first: Built | None = next(iter(module._once_done.values()), None)
     if first is None:
         made = [value for value in vars(module).values() if hasattr(value, "origin")]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-from modulekit.core import chain, names, overlay, provenance
+from modulekit.core import chain, finite, names, overlay, provenance
 from modulekit.core.once import Once
 
 T = TypeVar("T")
@@ -31,6 +31,8 @@ def in_scope(method: Callable[..., Any]) -> Callable[..., Any]:
     if is_unscoped(method):
         return method
 
+    is_call = getattr(method, "__name__", "") == "__call__"
+
     @functools.wraps(method)
     def run_in_scope(self: Any, *args: Any, **kwargs: Any) -> Any:
         stack = names.frames()
@@ -39,6 +41,8 @@ def in_scope(method: Callable[..., Any]) -> Callable[..., Any]:
         if running is not None:
             running.ran[id(self)] = self
         try:
+            if is_call and finite.is_on():
+                return finite.run(method, self, args, kwargs)
             return method(self, *args, **kwargs)
         except chain.EXPLAINED as error:
             chain.explain(error, stack, args, kwargs)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from modulekit.core import overlay, provenance
+from modulekit.core import finite, overlay, provenance
 from modulekit.core.variable import Variable
 
 
@@ -42,6 +42,7 @@ def commit(
     if not variables:
         return
     variables[0].check_writable()
+    finite.finish(values)
     running, caller = overlay.active(), provenance.user_line()
     for variable, value in zip(variables, values, strict=True):
         writer = (writers or {}).get(variable, caller)

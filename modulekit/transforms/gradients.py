@@ -7,6 +7,7 @@ from typing import Any, ParamSpec
 import jax
 import jax.numpy as jnp
 
+from modulekit.core import finite
 from modulekit.core.explain import summarize
 from modulekit.core.module import Module
 from modulekit.core.overlay import Overlay, bakes_reads
@@ -179,10 +180,15 @@ def _differentiate(
             check(running)
         written[:] = running.written
         footprint.writers.update(running.written)
-        loss = result[0] if has_aux else result
-        return _scalar(loss), (result, [running.values[v] for v in written])
+        loss = _scalar(result[0] if has_aux else result)
+        if finite.is_on():
+            loss = finite.look_at_loss(loss)
+        return loss, (result, [running.values[v] for v in written])
 
     (_, (result, new)), gradients = jax.value_and_grad(pure, has_aux=True)(values_of(targets))
+    if finite.is_on():
+        gradients = finite.look_at_gradients(gradients, [target.describe() for target in targets])
+        finite.finish(gradients)
     footprint.commit(written, new)
     return result, gradients
 

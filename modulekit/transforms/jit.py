@@ -6,11 +6,12 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 
-from modulekit.core import foreign, overlay
+from modulekit.core import finite, foreign, overlay
 from modulekit.core.methods import in_scope
 from modulekit.core.module import Module
 from modulekit.transforms.arguments import split
 from modulekit.transforms.build import trace_abstractly
+from modulekit.transforms.eager import is_eager, run_eagerly
 from modulekit.transforms.program import Program
 from modulekit.transforms.retraces import Form, History
 from modulekit.transforms.settle import Footprint, Unsettled
@@ -31,7 +32,8 @@ class Jitted(Generic[P, R]):
         self._function = function
         self._donate = donate
         self._known = known
-        self._programs: dict[tuple[Any, ...], Program] = {}
+        self._plain_programs: dict[tuple[Any, ...], Program] = {}
+        self._tapped_programs: dict[tuple[Any, ...], Program] = {}  # those compiled in `find_nonfinite`
 
     def __set_name__(self, owner: type, name: str) -> None:
         if issubclass(owner, Module):
@@ -48,6 +50,8 @@ class Jitted(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the compiled function; compiles it first where the arguments or the modules are new."""
         traced, key = split(args, kwargs)
+        if is_eager():
+            return run_eagerly(self._function, key, traced)
         program = self._programs.get(key)
         if program is not None and program.is_current():
             try:
@@ -58,6 +62,10 @@ class Jitted(Generic[P, R]):
                 return self._settled(key, traced, program.footprint)[1]
         self._changed = [] if program is None else program.changes()
         return self._settled(key, traced, self._start())[1]
+
+    @property
+    def _programs(self) -> dict[tuple[Any, ...], Program]:
+        return self._tapped_programs if finite.is_on() else self._plain_programs
 
     def _start(self) -> Footprint:
         return Footprint() if self._known is None else self._known.copy()

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from modulekit.core import overlay, storage, trial
+from modulekit.core import finite, overlay, storage, trial
 from modulekit.core.counters import lendings
 from modulekit.core.module import Module
 from modulekit.core.provenance import Tally
@@ -131,6 +131,7 @@ class Program:
             done.extend(map(self.compiled, *arguments))
             if self._blocks:
                 done = [jax.block_until_ready(done[0])]
+                finite.finish(())
             storage.store_arrays(writes, done[0][0])
         except BaseException:
             if done and not self._blocks:

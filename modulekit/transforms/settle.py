@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from modulekit.core import storage
+from modulekit.core import finite, storage
 from modulekit.core.arithmetic import Arithmetic, value_of
 from modulekit.core.overlay import Overlay
 from modulekit.core.overlay import Unsettled as Unsettled
@@ -57,7 +57,9 @@ class Footprint:
         """
         for _ in range(_ATTEMPTS):
             try:
-                return attempt()
+                result = attempt()
+                finite.finish(result)
+                return result
             except Unsettled as met:
                 self.reads.update(dict.fromkeys(met.args))
         last = list(self.born)[-3:]
