@@ -29,6 +29,7 @@ from modulekit.transforms.control import cond, switch
 from modulekit.transforms.eager import eager
 from modulekit.transforms.functionalize import functionalize
 from modulekit.transforms.gradients import grad, implicit_value_and_gradients, value_and_grad
+from modulekit.transforms.higher_order import hessian, jvp
 from modulekit.transforms.jit import jit
 from modulekit.transforms.loops import fori_loop, scan, while_loop
 from modulekit.transforms.remat import remat
@@ -62,9 +63,11 @@ __all__ = [
     "get_variable",
     "get_variable_scope",
     "grad",
+    "hessian",
     "implicit_value_and_gradients",
     "initializers",
     "jit",
+    "jvp",
     "log_variables",
     "losses",
     "metrics",

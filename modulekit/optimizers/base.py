@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from modulekit.core.explain import summarize
 from modulekit.core.module import Module
 from modulekit.core.variable import Variable
-from modulekit.transforms.gradients import Targets, targets_in, value_and_grad
+from modulekit.transforms.gradients import value_and_grad
+from modulekit.transforms.purified import Targets, targets_in
 
 Update = Any
 Pairs = Iterable[tuple[Update, Variable]]
