@@ -21,6 +21,7 @@ from modulekit.core.variable import Variable
 from modulekit.layers.dropout import Dropout
 from modulekit.layers.linear import Linear
 from modulekit.layers.sequential import Sequential
+from modulekit.layers.stack import stack
 from modulekit.metrics import Mean, Metric, Sum
 from modulekit.optimizers import Optimizer
 from modulekit.transforms.batching import vmap
@@ -32,6 +33,7 @@ from modulekit.transforms.gradients import grad, implicit_value_and_gradients, v
 from modulekit.transforms.higher_order import hessian, jvp
 from modulekit.transforms.jit import jit
 from modulekit.transforms.loops import fori_loop, scan, while_loop
+from modulekit.transforms.per_example import per_example_grad
 from modulekit.transforms.remat import remat
 
 __all__ = [
@@ -77,9 +79,11 @@ __all__ = [
     "no_name_scope",
     "once",
     "optimizers",
+    "per_example_grad",
     "remat",
     "scan",
     "seed",
+    "stack",
     "summary",
     "switch",
     "trial",

@@ -1,11 +1,13 @@
 """What every optimizer is: a module that applies updates to variables."""
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
+from modulekit.core import matching, ties
+from modulekit.core.arithmetic import value_of
 from modulekit.core.explain import summarize
 from modulekit.core.module import Module
 from modulekit.core.variable import Variable
@@ -23,13 +25,31 @@ class Optimizer(Module):
     def apply(self, updates: Sequence[Update], parameters: Sequence[Variable]) -> None:
         """Changes each parameter by its update; where that is None, parameter and slots stay as they are."""
 
-    def apply_gradients(self, pairs: Pairs) -> None:
-        """Applies `(gradient, variable)` pairs, wherever the gradients were computed.
+    def apply_gradients(self, gradients: Pairs | Mapping[str, Any], module: Module | None = None) -> None:
+        """Applies gradients, wherever they were computed: all of them or, where one does not fit, none.
 
         Args:
-          pairs: gradients as arrays (NumPy's too) of their variable's shape and dtype.
+          gradients: pairs `(gradient, variable)`; or, with `module`, one gradient for the path of each of its trainable
+            variables. Gradients are arrays (NumPy's too) of their variable's shape and dtype.
+          module: whose paths they are.
+
+        Raises:
+          ValueError: a path is missing or unexpected, the paths of a tied variable are given apart, a shape or dtype
+            differs, or a gradient is not finite (as far as it is known while a transform traces). Nothing has changed.
         """
-        pairs = list(pairs)
+        if not isinstance(gradients, Mapping):
+            pairs = list(gradients)
+            for gradient, variable in pairs:
+                _check_gradient(gradient, variable)
+        elif module is None:
+            raise TypeError(
+                "gradients by path need the module whose paths they are: apply_gradients(gradients, module)"
+            )
+        else:
+            paths = ties.all_paths(module, Module)
+            trained = {variable: places for variable, places in paths.items() if variable.trainable}
+            fitting = matching.matched(repr(module), trained, gradients, "gradient")
+            pairs = [(fitting[variable], variable) for variable in trained]
         self.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
 
     def compute_gradients(self, loss: Callable[[], Any], variables: Targets) -> list[tuple[Any, Variable]]:
@@ -52,6 +72,12 @@ class Optimizer(Module):
         value, gradients = value_and_grad(loss, variables)()
         self.apply(gradients, targets_in(variables))
         return value
+
+
+def _check_gradient(gradient: Update, variable: Variable) -> None:
+    problems = [] if gradient is None else list(matching.misfits(variable, value_of(gradient), must_be_finite=True))
+    if problems:
+        raise ValueError(f"the gradient of {variable.describe()} {'; '.join(problems)}. Nothing has changed")
 
 
 def check_updates(updates: Sequence[Update], parameters: Sequence[Variable]) -> None:

@@ -11,7 +11,7 @@ from modulekit.core.module import Module
 from modulekit.core.overlay import bakes_reads
 from modulekit.core.streams import stream_of
 from modulekit.core.variable import Variable
-from modulekit.transforms.settle import Footprint, plain, values_of
+from modulekit.transforms.settle import Footprint, listed, plain, values_of
 
 Rule = Literal["mean", "sum", "last"]
 _RULES: dict[str, Callable[[Any, Any], Any]] = {
@@ -62,12 +62,13 @@ def vmap(
     @functools.wraps(fn)
     def wrapped(*args: Any) -> Any:
         footprint = Footprint()
-        lanes = _listed(stacked)
+        lanes = listed(stacked)
         arguments = plain(args)
         size = _size(arguments, in_axes, axis_size, lanes)
 
         def attempt() -> Any:
             shared = [v for v in footprint.writes if v not in lanes]
+            kept = [v for v in lanes if v in footprint.writes]
             streams = [stream for stream in map(stream_of, shared) if stream is not None]
             for written in shared:
                 _check_rule(written, writes)
@@ -80,25 +81,18 @@ def vmap(
                 with footprint.overlay(bindings, baked=baked) as running:
                     result = plain(fn(*args))
                     footprint.check(running)
-                return result, [running.values[v] for v in lanes], [running.values[v] for v in shared]
+                return result, [running.values[v] for v in kept], [running.values[v] for v in shared]
 
             mapped = jax.vmap(lane, (0, 0, in_axes), (out_axes, 0, 0), axis_size=size)
             old = values_of(shared)
             result, new_lanes, values = mapped(jnp.arange(size), values_of(lanes), arguments)
             merged = [_merge(v, before, new, writes) for v, before, new in zip(shared, old, values, strict=True)]
-            footprint.commit([*lanes, *shared], [*new_lanes, *merged])
+            footprint.commit([*kept, *shared], [*new_lanes, *merged])
             return result
 
         return footprint.settle(attempt, "vmap")
 
     return wrapped
-
-
-def _listed(stacked: Sequence[Variable | Module]) -> list[Variable]:
-    found: dict[Variable, None] = {}
-    for target in stacked:
-        found.update(dict.fromkeys(target.variables if isinstance(target, Module) else [target]))
-    return list(found)
 
 
 def _size(args: tuple[Any, ...], in_axes: Any, axis_size: int | None, lanes: list[Variable]) -> int:

@@ -1,13 +1,15 @@
 """Compiled loops over variables: the written ones are carried from step to step, the others are closed over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from modulekit.core.module import Module
 from modulekit.core.overlay import bakes_reads
-from modulekit.transforms.settle import Footprint, plain, values_of
+from modulekit.core.variable import Variable
+from modulekit.transforms.settle import Footprint, listed, plain, values_of
 
 
 def scan(
@@ -17,6 +19,8 @@ def scan(
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
+    *,
+    stacked: Sequence[Variable | Module] = (),
 ) -> tuple[Any, Any]:
     """Runs `carry, y = f(carry, x)` over the leading axis of `xs`, in one compiled loop.
 
@@ -28,6 +32,8 @@ def scan(
       length: the number of steps, where `xs` is None.
       reverse: whether to go from the last element to the first.
       unroll: how many steps the compiled loop's body holds.
+      stacked: variables, or modules for all of theirs, that hold one value for each step along their first axis. Inside,
+        they have the shape of one step; what a step writes stays in its place.
 
     Returns:
       `(carry, ys)`: the last carry, and the outputs stacked along a new leading axis, `[length, ...]`.
@@ -45,20 +51,23 @@ def scan(
     ([0.0, 2.0, 6.0], 3.0)
     """
     footprint = Footprint()
+    own = listed(stacked)
 
     def attempt() -> tuple[Any, Any]:
-        carried, baked = list(footprint.writes), bakes_reads()
+        carried, baked = [v for v in footprint.writes if v not in own], bakes_reads()
+        kept = [v for v in own if v in footprint.writes]
 
-        def body(state: tuple[list[Any], Any], x: Any) -> tuple[tuple[list[Any], Any], Any]:
-            values, carry = state
-            with footprint.overlay(dict(zip(carried, values, strict=True)), baked=baked) as running:
+        def body(state: tuple[list[Any], Any], elements: Any) -> tuple[tuple[list[Any], Any], Any]:
+            (values, carry), (x, slices) = state, elements
+            bindings = dict(zip((*carried, *own), (*values, *slices), strict=True))
+            with footprint.overlay(bindings, baked=baked) as running:
                 carry, y = plain(f(carry, x))
                 footprint.check(running)
-            return ([running.values[v] for v in carried], carry), y
+            return ([running.values[v] for v in carried], carry), (y, [running.values[v] for v in kept])
 
-        start = (values_of(carried), plain(init))
-        (new, carry), ys = jax.lax.scan(body, start, xs, length=length, reverse=reverse, unroll=unroll)
-        footprint.commit(carried, new)
+        start, elements = (values_of(carried), plain(init)), (xs, values_of(own))
+        (new, carry), (ys, rows) = jax.lax.scan(body, start, elements, length, reverse, unroll)
+        footprint.commit([*carried, *kept], [*new, *rows])
         return carry, ys
 
     return footprint.settle(attempt, "scan")

@@ -13,6 +13,7 @@ import jax
 
 from modulekit.core import finite, storage
 from modulekit.core.arithmetic import Arithmetic, value_of
+from modulekit.core.module import Module
 from modulekit.core.overlay import Overlay
 from modulekit.core.overlay import Unsettled as Unsettled
 from modulekit.core.provenance import Origin
@@ -100,3 +101,11 @@ def plain(tree: Any) -> Any:
 def values_of(variables: Iterable[Variable]) -> list[jax.Array]:
     """Returns the current value of each variable, as the caller sees it."""
     return [variable.value for variable in variables]
+
+
+def listed(stacked: Sequence[Variable | Module]) -> list[Variable]:
+    """Returns variables, and those of modules, each once."""
+    found: dict[Variable, None] = {}
+    for target in stacked:
+        found.update(dict.fromkeys(target.variables if isinstance(target, Module) else [target]))
+    return list(found)

@@ -15,7 +15,7 @@ from scenarios.base.evaluating import Evaluator
 from scenarios.base.hooks import Hook, JsonLines
 from scenarios.base.loop import Loop
 from scenarios.base.nonfinite import NonFiniteError, examine
-from scenarios.base.parts import variables_by_path
+from scenarios.base.parts import ties_by_path, variables_by_path
 from scenarios.base.progress import progress_hook
 from scenarios.base.result import Result
 from scenarios.base.saving import Progress, Saver
@@ -68,7 +68,8 @@ class Run:
         variables = variables_by_path(parts)
         progress, saver = Progress(), None
         if settings.directory is not None:
-            saver = Saver(settings.directory, self._all_saved(variables, stepper), self._identity(data))
+            saved = self._all_saved(variables, stepper)
+            saver = Saver(settings.directory, saved, ties_by_path(parts), self._identity(data))
             restored = saver.restore(settings.steps)
             if restored is not None:
                 progress = restored

@@ -55,12 +55,20 @@ class Saver:
     Args:
       directory: the run's directory.
       variables: by path: all that the run changes.
+      ties: the first path of each tied variable, by its other paths.
       identity: what must be the same when the run goes on: scenario, seed, batch size, data.
     """
 
-    def __init__(self, directory: Path, variables: Mapping[str, Variable], identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        variables: Mapping[str, Variable],
+        ties: Mapping[str, str],
+        identity: Mapping[str, Any],
+    ) -> None:
         self._store = CheckpointStore(directory / "states")
         self._variables = dict(variables)
+        self._ties = dict(ties)
         self._identity = dict(identity)
         self._saved: int | None = self._store.latest()
 
@@ -69,7 +77,9 @@ class Saver:
         if self._saved == progress.step:
             return False
         arrays = dict(zip(self._variables, stored_arrays(list(self._variables.values())), strict=True))
-        self._store.save(progress.step, arrays, {"progress": asdict(progress), "identity": self._identity})
+        self._store.save(
+            progress.step, arrays, {"progress": asdict(progress), "identity": self._identity, "ties": self._ties}
+        )
         self._saved = progress.step
         return True
 
@@ -95,7 +105,7 @@ class Saver:
                 f"{self._store.directory} holds a run that has already done {progress.step} steps, and steps={steps} asks "
                 "for fewer. Choose another save_dir, or more steps"
             )
-        check_fits(self._variables, arrays, str(self._store.directory))
+        check_fits(self._variables, arrays, str(self._store.directory), self._ties, record["ties"])
         for path, variable in self._variables.items():
             variable.assign(arrays[path])
         return progress
@@ -114,10 +124,24 @@ class Saver:
         self._store.close()
 
 
-def check_fits(variables: Mapping[str, Variable], arrays: Mapping[str, Any], source: str) -> None:
+def check_fits(
+    variables: Mapping[str, Variable],
+    arrays: Mapping[str, Any],
+    source: str,
+    ties: Mapping[str, str],
+    saved_ties: Mapping[str, str],
+) -> None:
     """Raises `CheckpointError` unless there is an array of the right shape and dtype for each variable, and no other."""
-    problems = [f"missing {path}" for path in variables if path not in arrays]
-    problems += [f"unexpected {path}" for path in arrays if path not in variables]
+    problems = [
+        f"{path} was tied to {saved_ties[path]}, and is not tied now" if path in saved_ties else f"missing {path}"
+        for path in variables
+        if path not in arrays
+    ]
+    problems += [
+        f"{path} is tied to {ties[path]}, and was not tied when saved" if path in ties else f"unexpected {path}"
+        for path in arrays
+        if path not in variables
+    ]
     for path, variable in variables.items():
         if path not in arrays:
             continue
