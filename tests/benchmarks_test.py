@@ -1,10 +1,14 @@
-"""What makes the benchmark fair: both contenders compute the same."""
+"""What makes the benchmarks fair, both contenders compute the same; and that they print their table."""
+
+import dataclasses
+import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.benchmarks import step_overhead, timing
+from tests.benchmarks import step_overhead, timing, transform_overhead
 
 
 @pytest.mark.parametrize("depth", [3, 8])
@@ -56,3 +60,24 @@ def test_a_row_knows_whether_its_goal_is_met() -> None:
     verdicts = [timing.Row("x", measured, goal, "").verdict for measured, goal in ((1.0, 1.0), (1.1, 1.0), (1.0, None))]
     assert verdicts == ["met", "missed", ""]
     assert timing.Row("x", None, 1.0, "").verdict == "failed"
+
+
+@pytest.mark.parametrize("pair", transform_overhead.PAIRS.values(), ids=list(transform_overhead.PAIRS))
+def test_each_transform_and_its_counterpart_give_equal_numbers(pair: transform_overhead.Pair) -> None:
+    transform_overhead.check_equal(pair)
+    with_other_numbers = dataclasses.replace(pair, theirs=lambda: lambda p, s, x: pair.theirs()(p, s, 1.01 * x))
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        transform_overhead.check_equal(with_other_numbers)
+
+
+def test_a_quick_run_over_transforms_prints_the_table_and_writes_its_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table.json"
+    transform_overhead.main(["--quick", "--only", "cond", "eager", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    labels = ["cond, compiled call", "cond, first result", "eager grad of a 3x64 MLP, call"]
+    assert [(row["label"], row["goal"]) for row in rows] == list(zip(labels, (1.10, None, None), strict=True))
+    assert all(row["measured"] > 0 for row in rows)
+    printed = capsys.readouterr().out
+    assert all(label in printed for label in labels)

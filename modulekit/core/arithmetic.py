@@ -102,7 +102,7 @@ class Arithmetic(metaclass=ExplainedType):
         return self.value @ value_of(other)
 
     def __rmatmul__(self, other: ArrayLike) -> jax.Array:
-        return jnp.asarray(other) @ self.value
+        return array_of(other) @ self.value
 
     def __lt__(self, other: ArrayLike) -> jax.Array:
         return self.value < value_of(other)
@@ -120,3 +120,9 @@ class Arithmetic(metaclass=ExplainedType):
 def value_of(value: ArrayLike) -> ArrayLike:
     """Returns the array behind `value` if it is a variable or a view of one, else `value` itself."""
     return value.value if isinstance(value, Arithmetic) else value
+
+
+def array_of(value: ArrayLike) -> jax.Array:
+    """Returns `value` as an array. One that is an array stays as it is: `jnp.asarray` records a conversion of a tracer."""
+    value = value_of(value)
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)

@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from modulekit.core.arithmetic import array_of
 from modulekit.core.module import Module
 from modulekit.core.once import once
 from modulekit.core.variable import Variable
@@ -32,7 +32,7 @@ class Linear(Module):
 
     Source: Sonnet 2, `snt.Linear`.
 
-    >>> import modulekit as mk
+    >>> import modulekit as mk, jax.numpy as jnp
     >>> layer = mk.Linear(10)
     >>> layer(jnp.ones([32, 784])).shape
     (32, 10)
@@ -75,7 +75,7 @@ class Linear(Module):
         """
         check_input(self, inputs, getattr(self, "input_size", None))
         self._initialize(inputs)
-        outputs = jnp.asarray(inputs) @ self.w
+        outputs = array_of(inputs) @ self.w
         return outputs + self.b if self.with_bias else outputs
 
     def transpose(self, b_init: Initializer | None = None, name: str | None = None) -> "TransposedLinear":
@@ -85,7 +85,7 @@ class Linear(Module):
           b_init: initializer of the new module's own bias; zeros if None.
           name: its name; this one's name with `_transpose` if None.
 
-        >>> import modulekit as mk
+        >>> import modulekit as mk, jax.numpy as jnp
         >>> encode = mk.Linear(3)
         >>> decode = encode.transpose()
         >>> decode(encode(jnp.ones([2, 5]))).shape, decode.w is encode.w
@@ -149,7 +149,7 @@ class TransposedLinear(Module):
         """
         check_input(self, inputs, self.shared.module.output_size)
         self._initialize(inputs)
-        outputs = jnp.asarray(inputs) @ self.w.T
+        outputs = array_of(inputs) @ self.w.T
         return outputs + self.b if self.with_bias else outputs
 
     def transpose(self) -> Linear:

@@ -107,7 +107,10 @@ class Program:
     def call(self, traced: list[Any]) -> Any:
         """Runs the program on the variables themselves and replaces the values of the written ones."""
         with _one_at_a_time:
-            result = self._call(traced)
+            if self.writes or self._blocks:
+                result = self._call(traced)
+            else:  # nothing to donate, nothing to store
+                result = self.compiled([], storage.stored_arrays(self.reads), traced)[1]
         if self._snapshot is None:
             self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))
         for shared in self._shared:
