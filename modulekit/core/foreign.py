@@ -11,6 +11,7 @@ program, as `jit` and `scan` do) is seen from an operation on constants: staged,
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import jax
@@ -63,18 +64,26 @@ _TRANSFORM_OF_FUNCTION = {
 }  # fmt: skip
 
 
+CUSTOM_RULE = "custom rule"
+
+
 def stages() -> bool:
     """Returns whether the innermost trace records a program instead of computing values."""
     return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def innermost_transform() -> str:
-    """Returns the name of the JAX transform that is tracing the caller, as modulekit calls it; `jit` if unknown."""
+    """Returns the name of the plain JAX transform that is tracing the caller, as modulekit calls it; `jit` if unknown.
+
+    One that modulekit itself called is none. `custom rule` stands for `jax.custom_vjp` and `jax.custom_jvp`.
+    """
     frame = sys._getframe(1)
     while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).split(".")[0] == "jax":
+        if _package(frame) == "jax":
+            if frame.f_globals["__name__"].endswith("custom_derivatives"):
+                return CUSTOM_RULE
             name = _TRANSFORM_OF_FUNCTION.get(frame.f_code.co_name)
-            if name is not None:
+            if name is not None and not _is_called_by_us(frame):
                 return name
         if frame.f_back is None:
             break
@@ -82,9 +91,25 @@ def innermost_transform() -> str:
     return "jit"
 
 
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).split(".")[0]
+
+
+def _is_called_by_us(frame: FrameType) -> bool:
+    caller: FrameType | None = frame
+    while caller is not None and _package(caller) in ("jax", "contextlib"):
+        caller = caller.f_back
+    return caller is not None and _package(caller) == __name__.split(".")[0]
+
+
 def refuse_write(description: str) -> ForeignTransformError:
     """Returns the error for a write inside a plain JAX transform."""
     name = innermost_transform()
+    if name == CUSTOM_RULE:
+        return ForeignTransformError(
+            f"{description} is written inside a function with jax.custom_vjp or jax.custom_jvp, which JAX may trace apart. "
+            "The old value stays. Return the new value from that function, and assign it outside."
+        )
     return ForeignTransformError(
         f"{description} is written inside a plain JAX transform, which would drop the write or leak a tracer. "
         f"The old value stays. Use mk.{name} in place of the JAX transform, or mk.functionalize to hand JAX a pure "
@@ -92,9 +117,22 @@ def refuse_write(description: str) -> ForeignTransformError:
     )
 
 
+def refuse_past_read(description: str) -> ForeignTransformError:
+    """Returns the error for a backward rule that reads a variable after a transform which gave it a value has ended."""
+    return ForeignTransformError(
+        f"{description} is read by a backward rule of jax.custom_vjp, and had a value of its own inside a transform that "
+        "has ended. Keep the value in the forward rule, among its residuals."
+    )
+
+
 def refuse_read(description: str) -> ForeignTransformError:
     """Returns the error for a read that a plain JAX transform would turn into a constant."""
     name = innermost_transform()
+    if name == CUSTOM_RULE:
+        return ForeignTransformError(
+            f"{description} is read inside a function with jax.custom_vjp or jax.custom_jvp, which JAX traces apart: the "
+            "value would be baked in. Hand over its .value as an argument of that function."
+        )
     return ForeignTransformError(
         f"{description} is read inside a plain JAX transform that compiles its function: the value would be baked in, "
         f"and later assignments would not be seen. Use mk.{name} in place of the JAX transform, or mk.functionalize to "

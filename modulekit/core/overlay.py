@@ -56,6 +56,7 @@ class Overlay:
       baked: whether the values outside would be baked into a program that is not ours (`bakes_reads`).
       collects_reads: whether every read becomes an input of the program in the end, as in `jit`.
       forgiven: variables made by an earlier, abandoned attempt at this trace; `get_variable` may define them again.
+      past: variables whose values inside a transform that has ended would be needed, and are not known any more.
       isolated: whether nothing that JAX keeps of this trace is used by another one (`foreign.caches_apart`).
 
     Attributes:
@@ -63,6 +64,7 @@ class Overlay:
       touched: the variables that were read and not bound, in the order of the first read.
       written: the variables that were written, in the order of the first write, with the line of the last one.
       born: the variables that were made.
+      inner: the variables that transforms inside bound or wrote.
       ran: the modules of which a method ran, by id (a dataclass module may have no hash).
     """
 
@@ -74,14 +76,17 @@ class Overlay:
         collects_reads: bool = False,
         forgiven: Iterable[Any] = (),
         isolated: bool = False,
+        past: Iterable[Any] = (),
     ) -> None:
         self.values: dict[Any, Any] = dict(values or {})
         self.touched: dict[Any, None] = {}
         self.written: dict[Any, provenance.Origin] = {}
         self.born: dict[Any, None] = {}
+        self.inner: set[Any] = set()
         self.ran: dict[int, Any] = {}
         self.outer: Overlay | None = _active.overlay
         self.forgiven: set[Any] = set(forgiven) | (self.outer.forgiven if self.outer else set())
+        self._past = set(past)
         self._collects_reads = collects_reads
         self._isolates = isolated
         self._isolated: bool = isolated or (self.outer is not None and self.outer._isolated)
@@ -106,6 +111,7 @@ class Overlay:
         if self.outer is not None:
             self.outer.ran.update(self.ran)
             self.outer.born.update(self.born)
+            self.outer.inner.update(self.inner, () if self._collects_reads else self.values)
         if isinstance(error, _Unbound) and self._collects_reads:
             raise Unsettled(*error.args) from None
 
@@ -124,6 +130,8 @@ class Overlay:
         """Answers a read of this transform's function, or of an overlay inside it: that one looked at what lies between."""
         if _active.concrete and not self._has_written(box):
             return box.stored()
+        if box in self._past:
+            raise foreign.refuse_past_read(box.describe())
         if box in self.values:
             return self.values[box]
         self.touched[box] = None

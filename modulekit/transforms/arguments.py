@@ -14,6 +14,7 @@ _TRACED = (jax.Array, np.ndarray, np.generic, int, float, complex, jax.ShapeDtyp
 _kinds: dict[type, bool] = {bool: False, type(None): False, str: False}  # of leaves that have come before
 
 
+@jax.tree_util.register_static
 class Static:
     """A leaf that is part of the program, compared by value; modules, variables and functions by identity."""
 
@@ -46,11 +47,25 @@ def is_traced(leaf: Any) -> bool:
     return known
 
 
+def hold(tree: Any) -> Any:
+    """Returns a structure with each module in it made part of the structure, so that JAX hands it through as it is."""
+    return jax.tree.map(lambda leaf: Static(leaf) if isinstance(leaf, Module) else leaf, tree)
+
+
+def release(tree: Any) -> Any:
+    """Returns a structure with the modules of `hold` in their places again."""
+    return jax.tree.map(
+        lambda leaf: leaf.leaf if isinstance(leaf, Static) else leaf,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, Static),
+    )
+
+
 def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...]]:
     """Returns the traced leaves, and a hashable key of everything else."""
     if not kwargs:
         for leaf in args:
-            if not _kinds.get(type(leaf)):
+            if not is_traced(leaf):
                 break
         else:  # the common case, a few arrays, needs no tree
             return list(args), (len(args),)

@@ -11,6 +11,7 @@ from modulekit.core.module import Module
 from modulekit.core.overlay import bakes_reads
 from modulekit.core.streams import stream_of
 from modulekit.core.variable import Variable
+from modulekit.transforms.arguments import hold, release
 from modulekit.transforms.settle import Footprint, listed, plain, values_of
 
 Rule = Literal["mean", "sum", "last"]
@@ -63,7 +64,7 @@ def vmap(
     def wrapped(*args: Any) -> Any:
         footprint = Footprint()
         lanes = listed(stacked)
-        arguments = plain(args)
+        arguments = hold(plain(args))
         size = _size(arguments, in_axes, axis_size, lanes)
 
         def attempt() -> Any:
@@ -79,7 +80,7 @@ def vmap(
                 bindings = dict(zip(lanes, own, strict=True))
                 bindings |= {s.key: _lane_key(key, index) for s, key in zip(streams, keys, strict=True)}
                 with footprint.overlay(bindings, baked=baked) as running:
-                    result = plain(fn(*args))
+                    result = hold(plain(fn(*release(args))))
                     footprint.check(running)
                 return result, [running.values[v] for v in kept], [running.values[v] for v in shared]
 
@@ -88,7 +89,7 @@ def vmap(
             result, new_lanes, values = mapped(jnp.arange(size), values_of(lanes), arguments)
             merged = [_merge(v, before, new, writes) for v, before, new in zip(shared, old, values, strict=True)]
             footprint.commit([*kept, *shared], [*new_lanes, *merged])
-            return result
+            return release(result)
 
         return footprint.settle(attempt, "vmap")
 
@@ -103,10 +104,10 @@ def _size(args: tuple[Any, ...], in_axes: Any, axis_size: int | None, lanes: lis
     sizes += [v.shape[0] for v in lanes]
     for axis, arg in zip(axes, args, strict=True):
         if isinstance(axis, int):
-            sizes += [jnp.shape(leaf)[axis] for leaf in jax.tree.leaves(arg)]
+            sizes += _sizes_along(axis, arg)
         elif axis is not None:
-            each = jax.tree.map(lambda a, leaf: -1 if a is None else jnp.shape(leaf)[a], axis, arg, is_leaf=_is_none)
-            sizes += [size for size in jax.tree.leaves(each) if size >= 0]
+            each = jax.tree.map(_sizes_along, axis, arg, is_leaf=_is_none)
+            sizes += jax.tree.leaves(each)
     if not sizes:
         raise ValueError(
             "mk.vmap cannot tell the number of lanes: give axis_size, or an argument with an axis of lanes"
@@ -114,6 +115,19 @@ def _size(args: tuple[Any, ...], in_axes: Any, axis_size: int | None, lanes: lis
     if len(set(sizes)) > 1:
         raise ValueError(f"mk.vmap got different numbers of lanes: {sorted(set(sizes))}")
     return int(sizes[0])
+
+
+def _sizes_along(axis: int | None, arg: Any) -> list[int]:
+    if axis is None:
+        return []
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arg)]
+    for shape in shapes:
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(
+                f"mk.vmap was told that the lanes lie along axis {axis} of an argument of shape {list(shape)}: "
+                "give in_axes=None for an argument that the lanes share"
+            )
+    return [shape[axis] for shape in shapes]
 
 
 def _is_none(value: Any) -> bool:

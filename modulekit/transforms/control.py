@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from modulekit.core.overlay import bakes_reads
+from modulekit.transforms.arguments import hold, release
 from modulekit.transforms.settle import Footprint, plain, values_of
 
 
@@ -20,7 +21,7 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
       pred: a boolean scalar, which may be traced.
       true_fun: a function that may read and write variables.
       false_fun: likewise; it returns the same structure, shapes and dtypes.
-      *operands: arrays.
+      *operands: arrays; modules are passed as they are.
 
     >>> import modulekit as mk
     >>> count = mk.Variable(0, name="count")
@@ -59,15 +60,15 @@ def _branch(name: str, index: Any, branches: Sequence[Callable[..., Any]], opera
             def run(values: list[Any], operands: tuple[Any, ...]) -> tuple[list[Any], Any]:
                 bindings = dict(zip(carried, values, strict=True))
                 with footprint.overlay(bindings, baked=baked) as running:
-                    result = plain(branch(*operands))
+                    result = hold(plain(branch(*release(operands))))
                     footprint.check(running)
                 return [running.values[v] for v in carried], result
 
             return run
 
         pures = [pure(branch) for branch in branches]
-        new, result = jax.lax.switch(index, pures, values_of(carried), plain(operands))
+        new, result = jax.lax.switch(index, pures, values_of(carried), hold(plain(operands)))
         footprint.commit(carried, new)
-        return result
+        return release(result)
 
     return footprint.settle(attempt, name)

@@ -52,7 +52,8 @@ def functionalize(function: Callable[..., Any], variables: Module | Sequence[Var
     Args:
       function: any function that reads and writes variables.
       variables: those that it uses, or a module (then: all of its variables). Others may be read as constants by a
-        transform that does not compile; writing another one is an error.
+        transform that does not compile; writing another one is an error. A backward rule of `jax.custom_vjp` inside takes
+        the values that it needs from its residuals: JAX runs it when the function has long returned.
 
     Returns:
       `(pure, values)`: `pure(values, *args)` returns `(result, new_values)` and may be handed to any JAX transform;

@@ -58,8 +58,8 @@ def value_and_grad(
                 loss = _scalar(result[0] if has_aux else result)
                 return finite.look_at_loss(loss) if finite.is_on() else loss, (result, new)
 
-            both = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-            (_, (result, new)), (gradients, for_arguments) = both(*pure.point)
+            loss, pull_back, (result, new) = jax.vjp(loss_of, *pure.point, has_aux=True)
+            (gradients, for_arguments), new = pure.backward(new, lambda: pull_back(jnp.ones_like(loss)))
             if finite.is_on():
                 gradients = finite.look_at_gradients(gradients, [target.describe() for target in pure.targets])
                 finite.finish(gradients)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from modulekit.core.module import Module
 from modulekit.core.overlay import bakes_reads
 from modulekit.core.variable import Variable
+from modulekit.transforms.arguments import hold, release
 from modulekit.transforms.settle import Footprint, listed, plain, values_of
 
 
@@ -61,14 +62,14 @@ def scan(
             (values, carry), (x, slices) = state, elements
             bindings = dict(zip((*carried, *own), (*values, *slices), strict=True))
             with footprint.overlay(bindings, baked=baked) as running:
-                carry, y = plain(f(carry, x))
+                carry, y = hold(plain(f(*release((carry, x)))))
                 footprint.check(running)
             return ([running.values[v] for v in carried], carry), (y, [running.values[v] for v in kept])
 
-        start, elements = (values_of(carried), plain(init)), (xs, values_of(own))
+        start, elements = (values_of(carried), hold(plain(init))), (hold(plain(xs)), values_of(own))
         (new, carry), (ys, rows) = jax.lax.scan(body, start, elements, length, reverse, unroll)
         footprint.commit([*carried, *kept], [*new, *rows])
-        return carry, ys
+        return release((carry, ys))
 
     return footprint.settle(attempt, "scan")
 
@@ -102,20 +103,20 @@ def while_loop(
 
         def condition(state: tuple[list[Any], Any]) -> Any:
             with footprint.overlay(dict(zip(carried, state[0], strict=True)), baked=baked) as running:
-                result = plain(cond_fun(state[1]))
+                result = plain(cond_fun(release(state[1])))
             if running.written:
                 raise ValueError(f"the condition of mk.while_loop writes {next(iter(running.written)).describe()}")
             return result
 
         def body(state: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
             with footprint.overlay(dict(zip(carried, state[0], strict=True)), baked=baked) as running:
-                value = plain(body_fun(state[1]))
+                value = hold(plain(body_fun(release(state[1]))))
                 footprint.check(running)
             return [running.values[v] for v in carried], value
 
-        new, value = jax.lax.while_loop(condition, body, (values_of(carried), plain(init_val)))
+        new, value = jax.lax.while_loop(condition, body, (values_of(carried), hold(plain(init_val))))
         footprint.commit(carried, new)
-        return value
+        return release(value)
 
     return footprint.settle(attempt, "while_loop")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from modulekit.core.explain import summarize
 from modulekit.core.module import Module
-from modulekit.core.overlay import bakes_reads
+from modulekit.core.overlay import Overlay, bakes_reads
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint, Unsettled, plain, values_of
 
@@ -48,6 +48,7 @@ class Purified:
         self._variables = variables
         self._footprint = footprint
         self._written: list[Variable] = []
+        self._inner: set[Variable] = set()
         self._baked = bakes_reads()
         self.targets = targets_in(variables)
         for target in self.targets:
@@ -68,8 +69,21 @@ class Purified:
             if targets_in(self._variables) != self.targets:
                 raise Unsettled
         self._written = list(running.written)
+        self._inner = set(running.inner)
         self._footprint.writers.update(running.written)
         return result, [running.values[v] for v in self._written]
+
+    def backward(self, new: Sequence[Any], run: Callable[[], T]) -> tuple[T, list[Any]]:
+        """Runs the backward pass after a call; returns its result and the new values.
+
+        What `jax.custom_vjp` runs then comes after the function: it sees what the function wrote, and may write itself.
+        """
+        bindings = dict(zip(self._written, new, strict=True))
+        with Overlay(bindings, baked=self._baked, past=self._inner) as after:
+            result = run()
+        self._written += [v for v in after.written if v not in self._written]
+        self._footprint.writers.update(after.written)
+        return result, [after.values[v] for v in self._written]
 
     def commit(self, new: Sequence[Any]) -> None:
         """Writes the new values that the call returned."""

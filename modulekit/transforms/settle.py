@@ -46,9 +46,11 @@ class Footprint:
         """Returns a footprint that grows apart from this one."""
         return Footprint(dict(self.reads), dict(self.writes), dict(self.born), self.isolated, dict(self.writers))
 
-    def overlay(self, bindings: Mapping[Variable, Any], **options: bool) -> Overlay:
+    def overlay(
+        self, bindings: Mapping[Variable, Any], *, baked: bool = False, collects_reads: bool = False
+    ) -> Overlay:
         """Returns the overlay of one attempt."""
-        return Overlay(bindings, forgiven=self.born, isolated=self.isolated, **options)
+        return Overlay(bindings, baked=baked, collects_reads=collects_reads, forgiven=self.born, isolated=self.isolated)
 
     def settle(self, attempt: Callable[[], T], transform: str) -> T:
         """Returns the result of the first attempt that meets nothing new.
