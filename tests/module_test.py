@@ -234,3 +234,12 @@ def test_a_summary_counts_a_shared_variable_once() -> None:
     module(X)
     assert module.summary().endswith("30 parameters in 2 variables, 30 of them trainable, 120 bytes")
     assert mk.format_variables(module.variables).count("\n") == 3
+
+
+def test_attributes_of_any_name_are_the_users_own() -> None:
+    class Recurrent(mk.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._hidden, self._name, self._scope, self.built = 1, "n", None, True
+
+    assert (Recurrent()._hidden, Recurrent().name) == (1, "recurrent")

@@ -36,7 +36,7 @@ def in_scope(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def run_in_scope(self: Any, *args: Any, **kwargs: Any) -> Any:
         stack = names.frames()
-        stack.append(names.Frame(self._hidden.scope, self))
+        stack.append(names.Frame(self._modulekit.scope, self))
         running = overlay.active()
         if running is not None:
             running.ran[id(self)] = self

@@ -76,13 +76,13 @@ class ModuleType(ExplainedType):
             cast(Any, type(module)).__init__(module, *args, **kwargs)
         finally:
             del stack[depth:]
-        if module._hidden.name is None:
+        if module._modulekit.name is None:
             raise ValueError(
                 f"Constructing a modulekit.Module without calling the super constructor is not supported: begin "
                 f"{cls.__name__}.__init__ with `super().__init__(name=name)`"
             )
-        module._hidden.text = constructor_text(cls, args, kwargs)
-        module._hidden.construction = (args, kwargs)
+        module._modulekit.text = constructor_text(cls, args, kwargs)
+        module._modulekit.construction = (args, kwargs)
         return module
 
 
@@ -107,18 +107,18 @@ class Module(metaclass=ModuleType):
     (Variable('scale/factor', float32[]),)
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_hidden")
+    __slots__ = ("__dict__", "__weakref__", "_modulekit")
     _jax_remedy = "a modulekit Module: close over it, and use mk.jit, mk.grad, ... or mk.functionalize"
-    _hidden: _Hidden
+    _modulekit: _Hidden
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Module":
         """Makes the object; what is hidden is there before any constructor runs."""
         module = super().__new__(cls)
-        object.__setattr__(module, "_hidden", _Hidden())
+        object.__setattr__(module, "_modulekit", _Hidden())
         return module
 
     def __init__(self, name: str | None = None) -> None:
-        hidden = self._hidden
+        hidden = self._modulekit
         if hidden.name is not None and name is None:
             return  # a second visit, as where a dataclass calls it
         is_first = hidden.name is None
@@ -130,12 +130,12 @@ class Module(metaclass=ModuleType):
     @property
     def name(self) -> str:
         """The module's name, the last part of its scope."""
-        return str(self._hidden.name)
+        return str(self._modulekit.name)
 
     @property
     def scope_name(self) -> str:
         """The absolute name scope, such as `mlp/linear_0`."""
-        return self._hidden.scope
+        return self._modulekit.scope
 
     def name_scope(self) -> Any:
         """Returns a context in which new variables are named as if the module had made them."""
@@ -277,7 +277,7 @@ class Module(metaclass=ModuleType):
     # Attributes. A compiled function that ran this module notices when one changes.
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self._hidden.watched:
+        if self._modulekit.watched:
             changes.count += 1
         old = vars(self).get(name)
         if old is not value and isinstance(old, Variable | Module):
@@ -292,16 +292,16 @@ class Module(metaclass=ModuleType):
 
     @property
     def _construction(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        return self._hidden.construction
+        return self._modulekit.construction
 
     @property
     def _once_done(self) -> dict[str, Built]:
-        return self._hidden.once_done
+        return self._modulekit.once_done
 
     # Copies.
 
     def __getstate__(self) -> tuple[dict[str, Any], _Hidden]:
-        return dict(vars(self)), self._hidden
+        return dict(vars(self)), self._modulekit
 
     def __setstate__(self, state: tuple[dict[str, Any], _Hidden]) -> None:
         attributes, hidden = state
@@ -309,10 +309,10 @@ class Module(metaclass=ModuleType):
         for name, value in attributes.items():
             if isinstance(value, Variable):
                 value.hold(self, name)
-        object.__setattr__(self, "_hidden", hidden)
+        object.__setattr__(self, "_modulekit", hidden)
 
     def __repr__(self) -> str:
-        return self._hidden.text or f"{type(self).__name__}(...)"
+        return self._modulekit.text or f"{type(self).__name__}(...)"
 
 
 class _ModuleScope:

@@ -69,7 +69,7 @@ def _built_again(module: Any) -> Any:
     again = cast(Any, type(module)).__new__(type(module))
     attributes, hidden = module.__getstate__()
     vars(again).update(attributes)
-    object.__setattr__(again, "_hidden", hidden.fresh())
+    object.__setattr__(again, "_modulekit", hidden.fresh())
     for key, built in module._once_done.items():
         if built.arguments is not None:
             args, kwargs = jax.tree.map(_zeros, built.arguments)

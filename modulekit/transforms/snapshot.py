@@ -40,7 +40,7 @@ class Snapshot:
             for path, container in collect.mutable_containers(module)
         ]
         for module in self._modules.values():
-            module._hidden.watched = True
+            module._modulekit.watched = True
         self._count = changes.count
 
     @property
