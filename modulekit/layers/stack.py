@@ -50,7 +50,7 @@ class Stack(Module):
         self.unroll = unroll
 
     @once
-    def _initialize(self, x: Any, args: Any, kwargs: Any) -> None:
+    def _initialize(self, x: Any, *args: Any, **kwargs: Any) -> None:
         x, args, kwargs = jax.tree.map(_specification, (x, args, kwargs))
         layers: list[Any] = [
             copy.deepcopy(self.layer) if isinstance(self.layer, Module) else self.layer() for _ in range(self.n)
@@ -66,7 +66,7 @@ class Stack(Module):
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns the last layer's output, of the shape and dtype of `x`; the other arguments go to each layer."""
-        self._initialize(x, args, kwargs)
+        self._initialize(x, *args, **kwargs)
         return scan(
             lambda h, _: (self.layer(h, *args, **kwargs), None),
             x,

@@ -109,5 +109,5 @@ def listed(stacked: Sequence[Variable | Module]) -> list[Variable]:
     """Returns variables, and those of modules, each once."""
     found: dict[Variable, None] = {}
     for target in stacked:
-        found.update(dict.fromkeys(target.variables if isinstance(target, Module) else [target]))
+        found.update(dict.fromkeys(target.paths().values() if isinstance(target, Module) else [target]))
     return list(found)
