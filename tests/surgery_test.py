@@ -136,7 +136,7 @@ def test_an_attribute_that_is_a_layer_may_be_replaced_and_removed() -> None:
     net.head = mk.Linear(4, name="head")
     step()
     head = "Linear(output_size=4, name='head')"
-    assert step.traces[1] == f"<lambda> retraced: net.head changed {head} → {head}"
+    assert step.traces[1] == f"<lambda> retraced: net.head changed {head} → another {head}"
     del net.head
     step()
     assert len(step.traces) == 3

@@ -4,7 +4,7 @@ The order is Sonnet's: a module's own attributes by name, containers element by 
 submodules one after the other in the same way. An object that is met twice counts where it is met first; cycles end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 Path = tuple[tuple[str, Any], ...]
@@ -35,7 +35,9 @@ def _dict_items(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
         return list(mapping.items())
 
 
-def walk(root: Any, kind: type, module_type: type, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def walk(
+    root: Any, kind: type, module_type: type, path: Path = (), around: Iterable[Any] = ()
+) -> Iterator[tuple[Path, Any]]:
     """Yields `(path, leaf)` for every leaf of type `kind` that `root` holds, each leaf once.
 
     Args:
@@ -43,8 +45,10 @@ def walk(root: Any, kind: type, module_type: type, path: Path = ()) -> Iterator[
       kind: the type of the leaves to yield.
       module_type: the type of object whose attributes are entered.
       path: the path of `root` itself.
+      around: modules that are not entered.
     """
-    for leaf_path, leaf, is_first in _met(root, kind, module_type, path, {id(root): path}):
+    first = {id(module): path for module in (*around, root)}
+    for leaf_path, leaf, is_first in _met(root, kind, module_type, path, first):
         if is_first and isinstance(leaf, kind):
             yield leaf_path, leaf
 
@@ -57,13 +61,14 @@ def references(root: Any, kind: type, module_type: type, path: Path = ()) -> Ite
     first = {id(root): path}
     met = list(_met(root, kind, module_type, path, first))
     yield from ((leaf_path, leaf) for leaf_path, leaf, _ in met if isinstance(leaf, kind))
+    modules = {first[id(module)]: module for _, module, is_first in met if is_first and isinstance(module, module_type)}
+    modules[path] = root
     for alias, module, is_first in met:
-        original = first[id(module)]
-        if is_first or not isinstance(module, module_type) or alias[: len(original)] == original:
+        around = [modules[alias[:end]] for end in range(len(path), len(alias)) if alias[:end] in modules]
+        if is_first or not isinstance(module, module_type) or any(module is outer for outer in around):
             continue
-        for leaf_path, leaf, _ in met:
-            if isinstance(leaf, kind) and leaf_path[: len(original)] == original and len(leaf_path) > len(original):
-                yield (*alias, *leaf_path[len(original) :]), leaf
+        met_there = _met(module, kind, module_type, alias, {id(known): alias for known in (*around, module)})
+        yield from ((leaf_path, leaf) for leaf_path, leaf, _ in met_there if isinstance(leaf, kind))
 
 
 def _met(

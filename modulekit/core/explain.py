@@ -6,7 +6,11 @@ printed type carries the remedy: `jnp.sum(model.w)` fails with "... got <class '
 
 import abc
 import inspect
+from collections.abc import Callable
 from typing import Any
+
+LONGEST = 200
+_PLAIN = (bool, int, float, str, tuple)
 
 
 class ExplainedType(abc.ABCMeta):
@@ -16,6 +20,15 @@ class ExplainedType(abc.ABCMeta):
 
     def __repr__(cls) -> str:
         return f"<class '{cls.__module__}.{cls.__qualname__}' ({cls._jax_remedy})>"
+
+
+def shown(value: Any, describe: Callable[[Any], str], longest: int = 80) -> str:
+    """Returns a text for any value, cut to a length, also where its own repr raises: to explain must not raise."""
+    try:
+        text = describe(value)
+    except Exception as error:
+        return f"<{type(value).__name__}, which cannot be shown: {type(error).__name__}>"
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def summarize(value: Any) -> str:
@@ -30,9 +43,13 @@ def summarize(value: Any) -> str:
         if isinstance(value, list):
             return f"[{inner}]"
         return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        fields = zip(value._fields, value, strict=True)
+        return f"{type(value).__name__}({', '.join(f'{name}={summarize(item)}' for name, item in fields)})"
     if type(value) is dict:
         return "{" + ", ".join(f"{key!r}: {summarize(item)}" for key, item in value.items()) + "}"
-    if hasattr(value, "shape") and hasattr(value, "dtype") and not hasattr(value, "trainable"):
+    is_array = hasattr(value, "shape") and hasattr(value, "dtype") and not callable(value)
+    if is_array and not hasattr(value, "trainable"):
         return f"{value.dtype}[{','.join(str(size) for size in value.shape)}]"
     if callable(value) and hasattr(value, "__name__") and not isinstance(value, type):
         return str(value.__name__)
@@ -42,6 +59,13 @@ def summarize(value: Any) -> str:
 def shortened(text: str) -> str:
     """Returns a text cut to 80 characters."""
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    try:
+        return isinstance(default, _PLAIN) and isinstance(value, _PLAIN) and bool(value == default)
+    except ValueError:
+        return False  # a tuple of arrays, which have no truth value
 
 
 def constructor_text(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -57,11 +81,9 @@ def constructor_text(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         if index == 0 or value is parameter.default:
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:
-            parts.extend(summarize(item) for item in value)
+            parts.extend(shown(item, summarize, LONGEST) for item in value)
         elif parameter.kind is parameter.VAR_KEYWORD:
-            parts.extend(f"{key}={summarize(item)}" for key, item in value.items())
-        elif isinstance(parameter.default, bool | int | float | str | tuple) and value == parameter.default:
-            continue
-        else:
-            parts.append(f"{name}={summarize(value)}")
+            parts.extend(f"{key}={shown(item, summarize, LONGEST)}" for key, item in value.items())
+        elif not _is_default(value, parameter.default):
+            parts.append(f"{name}={shown(value, summarize, LONGEST)}")
     return f"{cls.__name__}({', '.join(parts)})"

@@ -2,12 +2,14 @@
 
 While the switch is on, what goes into each module and what comes out passes a *tap*: an identity that counts nan and inf,
 forward and backward, and tells Python. A tap hands its value on only when Python has been told, so that the reports arrive
-in the order of cause and effect, and the first one names the place. While the switch is off there is no tap, and programs
-are those that they would be without this file.
+in the order of cause and effect, and the first one names the place. A value that is not traced needs no tap: it is looked
+at there and then, and handed on as it is. While the switch is off there is no tap, and programs are those that they would
+be without this file.
 """
 
 import contextlib
 import functools
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -49,9 +51,11 @@ class Site:
 
 class _Switch(threading.local):
     on = False
+    forward_only = False
 
 
 _switch = _Switch()
+_with_taps = jax.make_user_context(False)  # what JAX traced with taps, it keeps apart from what it traced without
 _reports: list[Callable[[], str]] = []  # callbacks come from threads of XLA's
 
 
@@ -78,12 +82,24 @@ def find_nonfinite() -> Iterator[None]:
     modulekit.errors.NonFiniteValueError: forward pass of Sequential(layers=[log, ...]), in the input of layers[1] ...
     """
     before, _switch.on = _switch.on, True
-    _reports.clear()
+    if not before:
+        _reports.clear()
     try:
-        yield
-        finish(())
+        with _with_taps(True):
+            yield
+            finish(())
     finally:
         _switch.on = before
+
+
+@contextlib.contextmanager
+def forward_only() -> Iterator[None]:
+    """Context for forward-mode derivatives, which pass no tap that looks at the backward pass as well."""
+    before, _switch.forward_only = _switch.forward_only, True
+    try:
+        yield
+    finally:
+        _switch.forward_only = before
 
 
 def finish(results: Any) -> None:
@@ -104,8 +120,12 @@ def run(method: Callable[..., Any], module: Any, args: tuple[Any, ...], kwargs: 
     call = f" It was called with {chain.call_text(args, kwargs)}{chain.built_text(module)}."
     into = Site(f"{around}, in the input of {here}", f"{here}, in the gradient of its input", module, call)
     out = Site(f"{here}, in its output", f"{around}, in the gradient that reaches {here}", module, call)
-    args, kwargs = _tapped((args, kwargs), into)
-    result = _tapped(method(module, *args, **kwargs), out)
+    given = _Tapping(into)
+    args, kwargs = given((args, kwargs))
+    try:
+        result = _Tapping(out)(method(module, *args, **kwargs))
+    finally:
+        given.hand_back()
     finish(result)
     return result
 
@@ -114,28 +134,94 @@ _OUTSIDE = "the code outside of all modules"
 
 
 def _around(module: Any, stack: Sequence[names.Frame]) -> str:
-    """Returns the module that calls `module`, for messages."""
-    callers = [frame for frame in stack if frame.module is not None and frame.module is not module]
-    return chain.place(callers[-1].module, stack) if callers else _OUTSIDE
+    """Returns the module that calls `module`, for messages.
+
+    One that does not hold `module` may just run a function of the user's, as an optimizer does with a loss.
+    """
+    callers = [frame.module for frame in stack if frame.module is not None and frame.module is not module]
+    if not callers:
+        return _OUTSIDE
+    return "the code that calls it" if callers[-1].path_of(module) is None else chain.place(callers[-1], stack)
 
 
 def look_at_loss(loss: Any) -> Any:
     """Returns a loss that has passed a tap."""
-    return _tapped(jnp.asarray(loss), Site(f"{_OUTSIDE}, in the loss", f"{_OUTSIDE}, in the gradient of the loss"))
+    return _look(jnp.asarray(loss), Site(f"{_OUTSIDE}, in the loss", f"{_OUTSIDE}, in the gradient of the loss"))
 
 
 def look_at_gradients(gradients: Sequence[Any], described: Sequence[str]) -> list[Any]:
-    """Returns gradients that have been looked at, each with the variable it belongs to."""
+    """Returns gradients (of arguments: structures of them) that have been looked at, each with what it belongs to."""
     sites = [Site("", f"the code that uses {text}, in its gradient") for text in described]
-    return [_looked_at(g, site, "backward")[0] for g, site in zip(gradients, sites, strict=True)]
+    looks = [functools.partial(_look, site=site, direction="backward") for site in sites]
+    return [jax.tree.map(look, gradient) for look, gradient in zip(looks, gradients, strict=True)]
 
 
-def _tapped(tree: Any, site: Site) -> Any:
-    return jax.tree.map(lambda leaf: _tap(leaf, site) if _can_be_bad(leaf) else leaf, tree)
+class _Tapping:
+    """Puts taps on the arrays in arguments or in a result.
+
+    What holds nothing that is traced is handed on as it is. A list or dict that does is copied, and what a callee does to
+    the copy is done to the original as well.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._copies: list[tuple[Any, Any, Any]] = []  # each with its original, and as it was made
+
+    def __call__(self, value: Any) -> Any:
+        """Returns a structure with a tap on each traced array."""
+        kind = type(value)
+        if kind is dict:
+            return self._copied(value, dict(zip(value, map(self, value.values()), strict=True)))
+        if kind is list:
+            return self._copied(value, [self(item) for item in value])
+        leaves, tree = jax.tree.flatten(value, is_leaf=lambda part: part is not value)
+        if jax.tree_util.treedef_is_leaf(tree):
+            return _look(value, self._site)
+        tapped = [self(leaf) for leaf in leaves]
+        return value if all(map(operator.is_, tapped, leaves)) else jax.tree.unflatten(tree, tapped)
+
+    def _copied(self, original: Any, copy: Any) -> Any:
+        if all(map(operator.is_, _held(copy), _held(original))):
+            return original
+        self._copies.append((copy, original, copy.copy()))
+        return copy
+
+    def hand_back(self) -> None:
+        """Does to the originals what has been done to their copies."""
+        originals = {id(copy): original for copy, original, _ in self._copies}
+        for copy, original, made in self._copies:
+            if len(copy) == len(made) and all(map(operator.is_, _held(copy), _held(made))):
+                continue
+            held = [originals.get(id(item), item) for item in _held(copy)]
+            original.clear()
+            original.update(zip(copy, held, strict=True)) if isinstance(original, dict) else original.extend(held)
 
 
-def _can_be_bad(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size > 0
+def _held(container: Any) -> Any:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _look(value: Any, site: Site, direction: str = "forward") -> Any:
+    """Returns a value that has been looked at, if it is one that can be bad."""
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    if not is_array or not jnp.issubdtype(value.dtype, jnp.inexact) or value.size == 0:
+        return value
+    if isinstance(value, jax.core.Tracer):
+        if direction == "forward" and not _switch.forward_only:
+            return _tap(jnp.copy(value), site)  # a lane of a NumPy array would be a constant, which JAX refuses there
+        return _looked_at(value, site, direction)[0]
+    with overlay.concrete():
+        count = _counts if isinstance(value, jax.Array) else _counts_of_numpy
+        _report(site, direction, value.size, count(value))
+    return value
+
+
+def _counts(x: Any) -> Any:
+    return jnp.stack([jnp.isnan(x).sum(), jnp.isinf(x).sum()]).astype(jnp.int32)
+
+
+def _counts_of_numpy(x: Any) -> Any:
+    return [np.isnan(x).sum(), np.isinf(x).sum()]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -156,10 +242,9 @@ _tap.defvjp(_tap_forward, _tap_backward)
 
 def _looked_at(x: Any, site: Site, direction: str) -> tuple[Any, Any]:
     """Returns `x` after Python has been told of its nans and infs, and the counts that it was told."""
-    x = jnp.asarray(x)
-    counts = jnp.stack([jnp.isnan(x).sum(), jnp.isinf(x).sum()]).astype(jnp.int32)
     report = functools.partial(_report, site, direction, x.size)
-    told = jax.pure_callback(report, jax.ShapeDtypeStruct((2,), jnp.int32), counts, vmap_method="broadcast_all")
+    form = jax.ShapeDtypeStruct((2,), jnp.int32)
+    told = jax.pure_callback(report, form, _counts(x), vmap_method="broadcast_all")
     return _after(told, x), told
 
 

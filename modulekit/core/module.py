@@ -218,7 +218,7 @@ class Module(metaclass=ModuleType):
           ValueError: a path is missing or unexpected, a shape or dtype differs, or a tied variable would take two values.
         """
         found = matching.matched(repr(self), ties.all_paths(self, Module), values, "value")
-        for variable, value in found.items():
+        for variable, value in [(variable, variable.conforming(value)) for variable, value in found.items()]:
             variable.assign(value)
 
     def freeze(self, pattern: str = "**") -> tuple[str, ...]:

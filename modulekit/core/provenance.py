@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
+import jax
+
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_SKIPPED = (_LIBRARY + os.sep, os.sep + os.path.join("site-packages", "jax") + os.sep, "<frozen", "<string>")
+_SKIPPED = (_LIBRARY + os.sep, os.path.dirname(os.path.abspath(jax.__file__)) + os.sep, "<frozen", "<string>")
 
 
 class Origin(NamedTuple):
@@ -51,7 +53,7 @@ def _first_user_line(frame: FrameType) -> Origin:
 
 @functools.cache
 def _is_foreign(file: str) -> bool:
-    return any(part in file for part in _SKIPPED)
+    return file.startswith(_SKIPPED)
 
 
 _clock = itertools.count(1)

@@ -5,6 +5,8 @@ module, under another seed, and only the values are taken over: the variables st
 their optimizer slots.
 """
 
+import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from modulekit.core import collect, draws, freezing, names, overlay, provenance
 from modulekit.core.once import Once
 from modulekit.core.streams import stream_of
 from modulekit.core.variable import Variable
+from modulekit.errors import TieWarning
 
 
 def reinitialize(module: Any, pattern: str, seed: int, module_type: type) -> tuple[str, ...]:
@@ -23,11 +26,15 @@ def reinitialize(module: Any, pattern: str, seed: int, module_type: type) -> tup
         raise RuntimeError("reinitialize was called inside a transform: call it between two steps")
     wanted = freezing.chosen(module, pattern, module_type)
     wanted = {path: v for path, v in wanted.items() if stream_of(v) is None}
+    chosen = set(wanted.values())
+    makers = [module, *(inner for _, inner in collect.walk(module, module_type, module_type))]
+    # Modules of one name count their draws together, so that those which are not wanted have to draw as well.
+    scopes = {maker.scope_name for maker in makers if any(v in chosen for _, v in _held(maker, module_type))}
     values: dict[Variable, jax.Array] = {}
     with draws.seeded(seed):
-        for maker in (module, *(inner for _, inner in collect.walk(module, module_type, module_type))):
-            places = {path: v for path, v in _held(maker, module_type) if v in wanted.values() and v not in values}
-            if places:
+        for maker in makers:
+            places = {path: v for path, v in _held(maker, module_type) if v not in values}
+            if places and maker.scope_name in scopes:
                 values.update(_drawn(maker, places, module_type))
     missing = [path for path, v in wanted.items() if v not in values]
     if missing:
@@ -37,8 +44,8 @@ def reinitialize(module: Any, pattern: str, seed: int, module_type: type) -> tup
             "since. Nothing has changed; assign the others by hand"
         )
     writer = provenance.user_line()
-    for variable, value in values.items():
-        variable.replace(variable.conforming(value), writer)
+    for variable in chosen:
+        variable.replace(values[variable], writer)
     return tuple(wanted)
 
 
@@ -51,29 +58,37 @@ def _held(module: Any, module_type: type) -> Iterator[tuple[collect.Path, Variab
 
 def _drawn(maker: Any, places: dict[collect.Path, Variable], module_type: type) -> dict[Variable, jax.Array]:
     """Returns the new values of the variables at `places` that the module itself makes."""
-    again = _built_again(maker)
-    fresh = dict(_held(again, module_type))
+    before = draws.snapshot()
+    fresh = dict(_held(_built_again(maker), module_type))
     if any(fresh.get(path) is v for path, v in places.items()) and maker._construction is not None:
+        draws.restore(before)  # the constructor comes first
         scope = maker.scope_name.rpartition("/")[0]
         args, kwargs = maker._construction
         with names.absolute(scope):
-            fresh = dict(_held(type(maker)(*args, **kwargs), module_type)) | {
-                path: v for path, v in fresh.items() if v is not places.get(path)
-            }
-    made = {v: fresh[path] for path, v in places.items() if path in fresh and fresh[path] is not v}
+            constructed = dict(_held(type(maker)(*args, **kwargs), module_type))
+        again = dict(_held(_built_again(maker), module_type))
+        fresh = constructed | {path: v for path, v in again.items() if v is not places.get(path)}
+    made = {v: fresh[path] for path, v in places.items() if path in fresh and _is_redrawn(v, fresh[path])}
     return {v: new.stored() for v, new in made.items() if v not in dict.fromkeys(fresh.values())}
+
+
+def _is_redrawn(variable: Variable, new: Variable) -> bool:
+    return new is not variable and (new.shape, new.dtype) == (variable.shape, variable.dtype)
 
 
 def _built_again(module: Any) -> Any:
     """Returns a copy of a module, with the same parts, on which all that ran under `once` has run again."""
     again = cast(Any, type(module)).__new__(type(module))
     attributes, hidden = module.__getstate__()
-    vars(again).update(attributes)
+    parts = {id(leaf): leaf for _, leaf in collect.leaves(attributes)}
+    vars(again).update(copy.deepcopy(attributes, parts))  # its own lists and dicts, of the same parts
     object.__setattr__(again, "_modulekit", hidden.fresh())
-    for key, built in module._once_done.items():
-        if built.arguments is not None:
-            args, kwargs = jax.tree.map(_zeros, built.arguments)
-            _once_of(type(module), key).__get__(again)(*args, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TieWarning)  # the copy is thrown away
+        for key, built in module._once_done.items():
+            if built.arguments is not None:
+                args, kwargs = jax.tree.map(_zeros, built.arguments)
+                _once_of(type(module), key).__get__(again)(*args, **kwargs)
     return again
 
 

@@ -69,19 +69,26 @@ def warn_if_untied(owner: Any, name: str, old: Any, new: Any, module_type: type)
     """
     if isinstance(old, Variable) and all(holder is not owner for holder, _ in old.holders()):
         return
-    inside = (
-        {id(owner)} if isinstance(old, Variable) else {id(m) for _, m in collect.walk(old, module_type, module_type)}
-    )
-    inside.add(id(old))
+    inside = {id(module) for _, module in collect.walk([old], module_type, module_type, around=[owner])}
     kept = {variable for _, variable in collect.walk([new], Variable, module_type)}
-    for _, variable in collect.walk([old], Variable, module_type):
-        for holder, attribute in variable.holders():
-            if id(holder) not in inside and variable not in kept:
-                warnings.warn(
-                    f"{variable.describe()} is tied: it is also {attribute!r} of {holder!r}. Replacing {name!r} of "
-                    f"{owner!r} unties them. To give both a new value, assign it to the variable; to untie them on "
-                    "purpose without this warning, delete the attribute first",
-                    TieWarning,
-                    stacklevel=4,
-                )
-                return
+    remaining = _places_in(owner, name, module_type)
+    for _, variable in collect.walk([old], Variable, module_type, around=[owner]):
+        outside = [(h, place) for h, place in variable.holders() if id(h) not in inside and h is not owner]
+        places = outside + ([(owner, remaining[variable])] if variable in remaining else [])
+        if places and variable not in kept:
+            holder, place = places[0]
+            warnings.warn(
+                f"{variable.describe()} is tied: it is also {place!r} of {holder!r}. Replacing {name!r} of {owner!r} unties "
+                "them. To give both a new value, assign it to the variable; to untie them on purpose without this warning, "
+                "delete the attribute first",
+                TieWarning,
+                stacklevel=3,  # the line of the assignment
+            )
+            return
+
+
+def _places_in(owner: Any, without: str, module_type: type) -> dict[Variable, str]:
+    """Returns the variables that a module would still hold without one of its attributes, by first path."""
+    others = {name: value for name, value in vars(owner).items() if name != without}
+    found = collect.walk(others, Variable, module_type, around=[owner])
+    return {variable: collect.render((("attribute", path[0][1]), *path[1:])) for path, variable in found}

@@ -49,15 +49,17 @@ class Trial:
         self._saved: dict[Any, jax.Array] = {}
 
     def __enter__(self) -> Self:
-        if overlay.active() is not None:
-            raise RuntimeError(
-                "mk.trial was opened inside a transform: open it outside, around the calls of compiled steps"
-            )
+        _check_outside("opened", "open it")
         _open.trials.append(self)
         return self
 
     def rollback(self) -> None:
-        """Takes back all that has happened in the trial so far."""
+        """Takes back all that has happened in the trial so far.
+
+        Raises:
+          RuntimeError: inside a transform, where it would happen once and not each time.
+        """
+        _check_outside("rolled back", "roll it back")
         writer = provenance.user_line()
         for box, array in self._saved.items():
             box.replace(array, writer)
@@ -72,6 +74,13 @@ class Trial:
         _open.trials.remove(self)
         if error is not None:
             self.rollback()
+
+
+def _check_outside(done: str, remedy: str) -> None:
+    if overlay.active() is not None:
+        raise RuntimeError(
+            f"mk.trial was {done} inside a transform: {remedy} outside, around the calls of compiled steps"
+        )
 
 
 def note(boxes: Iterable[Box]) -> None:

@@ -13,6 +13,7 @@ writes to it is dropped. An assignment from outside all modules is meant, and is
 """
 
 import logging
+import math
 import weakref
 from typing import Any, final
 
@@ -97,13 +98,13 @@ class Variable(Arithmetic):
 
     @property
     def ndim(self) -> int:
-        """The number of axes."""
-        return int(self._array.ndim)
+        """The number of axes; inside `mk.vmap`, that of one lane."""
+        return len(self.shape)
 
     @property
     def size(self) -> int:
-        """The number of elements."""
-        return int(self._array.size)
+        """The number of elements; inside `mk.vmap`, that of one lane."""
+        return math.prod(self.shape)
 
     @property
     def origin(self) -> provenance.Origin:
@@ -230,12 +231,23 @@ class Variable(Arithmetic):
 
     def hold(self, module: Any, attribute: str) -> None:
         """Notes that an attribute of a module is this variable."""
-        self._holders = (*self._holders, (weakref.ref(module), attribute))
+        alive = (
+            (weakref.ref(holder), name) for holder, name in self.holders() if (holder, name) != (module, attribute)
+        )
+        self._holders = (*alive, (weakref.ref(module), attribute))
 
     def holders(self) -> list[tuple[Any, str]]:
         """Returns the modules that have this variable for an attribute, with the attribute's name."""
         alive = ((reference(), attribute) for reference, attribute in self._holders)
         return [(module, name) for module, name in alive if module is not None and vars(module).get(name) is self]
+
+    def like(self, value: ArrayLike) -> "Variable":
+        """Returns another variable of the same name and flags, with a value of any shape."""
+        scope, _, last = self._name.rpartition("/")
+        with names.absolute(scope):
+            made = Variable(value, self._trainable, last)
+        made._frozen = self._frozen
+        return made
 
     def stored(self) -> jax.Array:
         """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out."""

@@ -7,14 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import names
 from modulekit.core.explain import summarize
 from modulekit.core.module import Module
 from modulekit.core.once import once
 from modulekit.core.streams import stream_of
 from modulekit.core.variable import Variable
 from modulekit.layers.inputs import location
-from modulekit.transforms.build import build
+from modulekit.transforms.build import eval_shape
 from modulekit.transforms.loops import scan
 
 
@@ -56,7 +55,12 @@ class Stack(Module):
             copy.deepcopy(self.layer) if isinstance(self.layer, Module) else self.layer() for _ in range(self.n)
         ]
         for layer in layers:
-            given = build(layer, x, *args, **kwargs)
+            if _has_run(layer):
+                raise ValueError(
+                    f"{location(self)} got {layer!r} from the function that makes its layers, and it has its weights "
+                    "already: let the function return a fresh one each time"
+                )
+            given = eval_shape(layer, x, *args, **kwargs)
             if summarize(given) != summarize(x):
                 raise ValueError(
                     f"{location(self)} needs a layer that returns what it takes, and {layer!r} takes {summarize(x)} and "
@@ -127,9 +131,5 @@ def _first_values(column: tuple[Variable, ...]) -> Iterator[jax.Array]:
 
 def _copy(layer: Any, values: dict[Variable, Any]) -> Any:
     """Returns a copy of a layer with other values, of any shape, in its variables."""
-    memo: dict[int, Any] = {}
-    for variable, value in values.items():
-        scope, _, last = variable.name.rpartition("/")
-        with names.absolute(scope):
-            memo[id(variable)] = Variable(value, variable.trainable, last)
+    memo: dict[int, Any] = {id(variable): variable.like(value) for variable, value in values.items()}
     return copy.deepcopy(layer, memo)

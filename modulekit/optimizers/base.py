@@ -50,6 +50,8 @@ class Optimizer(Module):
             trained = {variable: places for variable, places in paths.items() if variable.trainable}
             fitting = matching.matched(repr(module), trained, gradients, "gradient")
             pairs = [(fitting[variable], variable) for variable in trained]
+            if not pairs and _holds_frozen(module):
+                return
         self.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
 
     def compute_gradients(self, loss: Callable[[], Any], variables: Targets) -> list[tuple[Any, Variable]]:
@@ -70,8 +72,16 @@ class Optimizer(Module):
           variables: variables; modules stand for their trainable variables.
         """
         value, gradients = value_and_grad(loss, variables)()
-        self.apply(gradients, targets_in(variables))
+        targets = targets_in(variables)
+        if targets or not _holds_frozen(variables):
+            self.apply(gradients, targets)
         return value
+
+
+def _holds_frozen(variables: Targets) -> bool:
+    """Returns whether there is nothing to change because it is frozen, which is no mistake of the caller's."""
+    listed = [variables] if isinstance(variables, Module) else variables
+    return any(v.frozen for module in listed if isinstance(module, Module) for v in module.paths().values())
 
 
 def _check_gradient(gradient: Update, variable: Variable) -> None:

@@ -65,7 +65,7 @@ def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tup
     """Returns the traced leaves, and a hashable key of everything else."""
     if not kwargs:
         for leaf in args:
-            if not is_traced(leaf):
+            if not (_kinds.get(type(leaf)) or is_traced(leaf)):  # a type that is new here as well
                 break
         else:  # the common case, a few arrays, needs no tree
             return list(args), (len(args),)

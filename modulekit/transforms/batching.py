@@ -135,7 +135,11 @@ def _is_none(value: Any) -> bool:
 
 
 def _lane_key(key: Any, index: Any) -> Any:
-    return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), index))
+    """Returns the key of one lane; of a stack of layers, each with a stream of its own, the keys."""
+    keys, fold = jax.random.wrap_key_data(key), jax.random.fold_in
+    for _ in range(keys.ndim):
+        fold = jax.vmap(fold, (0, None))
+    return jax.random.key_data(fold(keys, index))
 
 
 def _rule_of(written: Variable, writes: Any) -> str | None:

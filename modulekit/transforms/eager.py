@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from modulekit.core import storage
+from modulekit.core.overlay import bakes_reads
 from modulekit.transforms.arguments import join
-from modulekit.transforms.settle import Footprint, plain
+from modulekit.transforms.settle import Footprint, Unsettled, plain
 
 
 @contextlib.contextmanager
@@ -18,7 +19,8 @@ def eager() -> Iterator[None]:
 
     Breakpoints and prints see arrays (inside a gradient or `vmap`, JAX's own traced ones). As in a compiled step, all
     variables are as before if it raises. It is `jax.disable_jit()`, which does as well. The first step of a loop that writes
-    variables runs twice.
+    variables runs twice, and so does a function in which a plain JAX transform that cannot run step by step, such as
+    `jax.checkpoint`, reads variables.
 
     >>> import modulekit as mk
     >>> @mk.jit
@@ -40,9 +42,18 @@ def is_eager() -> bool:
 
 def run_eagerly(function: Callable[..., Any], key: tuple[Any, ...], traced: list[Any]) -> Any:
     """Runs a function on the arguments that a program would get; its writes are kept if it returns."""
-    args, kwargs = join(key, [jnp.asarray(leaf) for leaf in traced])
     footprint = Footprint()
-    with footprint.overlay({}) as running:
-        result = plain(function(*args, **kwargs))
+    try:
+        return _run(function, key, traced, footprint)
+    except Unsettled:  # a plain JAX transform inside reads variables
+        footprint.isolated = True
+        return _run(function, key, traced, footprint)
+
+
+def _run(function: Callable[..., Any], key: tuple[Any, ...], traced: list[Any], footprint: Footprint) -> Any:
+    args, kwargs = join(key, [jnp.asarray(leaf) for leaf in traced])
+    baked = bakes_reads()
+    with footprint.overlay({}, baked=baked, collects_reads=not baked) as running:
+        result = jax.tree.map(jnp.asarray, plain(function(*args, **kwargs)))
     storage.commit(list(running.written), [running.values[v] for v in running.written], running.written)
     return result

@@ -61,8 +61,10 @@ def value_and_grad(
             loss, pull_back, (result, new) = jax.vjp(loss_of, *pure.point, has_aux=True)
             (gradients, for_arguments), new = pure.backward(new, lambda: pull_back(jnp.ones_like(loss)))
             if finite.is_on():
-                gradients = finite.look_at_gradients(gradients, [target.describe() for target in pure.targets])
-                finite.finish(gradients)
+                described = [target.describe() for target in pure.targets]
+                gradients = finite.look_at_gradients(gradients, described)
+                for_arguments = finite.look_at_gradients(for_arguments, [f"argument {n}" for n in pure.places])
+                finite.finish((gradients, for_arguments))
             pure.commit(new)
             return result, choice.arranged(gradients, for_arguments)
 

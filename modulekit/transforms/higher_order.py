@@ -7,6 +7,7 @@ from typing import Any, ParamSpec
 import jax
 import jax.numpy as jnp
 
+from modulekit.core import finite
 from modulekit.transforms.purified import Choice, Purified, Targets
 
 P = ParamSpec("P")
@@ -47,12 +48,14 @@ def jvp(
     def differentiate(pure: Purified) -> tuple[Any, Any]:
         values, chosen = pure.point
         if len(variable_tangents) != len(values):
+            pure(values, chosen)  # a module may get its variables now
             raise ValueError(f"mk.jvp got {len(values)} variables and {len(variable_tangents)} variable_tangents")
         directions = [jnp.asarray(t, v.dtype) for t, v in zip(variable_tangents, values, strict=True)]
         along = jax.tree.map(lambda p, t: jnp.asarray(t, jnp.result_type(p)), chosen, list(tangents))
-        result, tangent, new = jax.jvp(
-            pure, (values, jax.tree.map(jnp.asarray, chosen)), (directions, along), has_aux=True
-        )
+        with finite.forward_only():
+            result, tangent, new = jax.jvp(
+                pure, (values, jax.tree.map(jnp.asarray, chosen)), (directions, along), has_aux=True
+            )
         pure.commit(new)
         return result, tangent
 
@@ -93,20 +96,19 @@ def hessian(
     @functools.wraps(fn)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:
         def differentiate(pure: Purified) -> Any:
-            def scalar_of(values: list[Any], chosen: list[Any]) -> tuple[Any, Any]:
-                result, new = pure(values, chosen)
+            def scalar_of(values: list[Any], *chosen: Any) -> tuple[Any, Any]:
+                result, new = pure(values, list(chosen))
                 return (result[0] if has_aux else result), (result[1] if has_aux else None, new)
 
-            place = 0 if choice.arguments is None else 1
-            if not pure.point[place]:
-                pure(*pure.point)  # a module may get its variables now
+            values, chosen = pure.point
+            if choice.arguments is None and not values:
+                pure(values, chosen)  # a module may get its variables now
                 raise ValueError("mk.hessian has no variables to differentiate with respect to")
-            found, (aux, new) = jax.hessian(scalar_of, argnums=place, has_aux=True)(*pure.point)
+            several = tuple(range(1, 1 + len(chosen)))
+            places = 0 if choice.arguments is None else 1 if isinstance(choice.arguments, int) else several
+            found, (aux, new) = jax.hessian(scalar_of, argnums=places, has_aux=True)(values, *chosen)
             pure.commit(new)
-            arranged = (
-                found if choice.arguments is None else choice.arranged([], [choice.arranged([], row) for row in found])
-            )
-            return (arranged, aux) if has_aux else arranged
+            return (found, aux) if has_aux else found
 
         return choice.settle(fn, args, kwargs, differentiate, "hessian")
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import jax
 
@@ -13,11 +13,12 @@ from modulekit.transforms.arguments import split
 from modulekit.transforms.build import trace_abstractly
 from modulekit.transforms.eager import is_eager, run_eagerly
 from modulekit.transforms.program import Program
-from modulekit.transforms.retraces import Form, History
+from modulekit.transforms.retraces import History
 from modulekit.transforms.settle import Footprint, Unsettled
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_MORE_VARIABLES = ["a later call has used more variables"]
 
 
 class Jitted(Generic[P, R]):
@@ -27,8 +28,9 @@ class Jitted(Generic[P, R]):
         self, function: Callable[P, R], donate: bool, known: Footprint | None = None, max_traces: int | None = None
     ) -> None:
         functools.update_wrapper(self, function)
-        self._history = History(getattr(function, "__name__", type(function).__name__), max_traces)
-        self._changed: list[str] = []
+        name = _name_of(function)
+        self._history = History(name, max_traces)
+        self._tapped_history = History(f"{name}, in find_nonfinite,", None)
         self._function = function
         self._donate = donate
         self._known = known
@@ -40,11 +42,11 @@ class Jitted(Generic[P, R]):
             self._function = in_scope(self._function)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else _Bound(self, instance)
 
     @property
     def traces(self) -> tuple[str, ...]:
-        """One sentence for each time that the function was traced and compiled: when, and why again."""
+        """One sentence for each time that the function was traced and compiled, and why again; not in `find_nonfinite`."""
         return tuple(self._history.texts)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,9 +61,9 @@ class Jitted(Generic[P, R]):
                     return program.call(traced)
                 return program.call_inside(traced)
             except Unsettled:
-                return self._settled(key, traced, program.footprint)[1]
-        self._changed = [] if program is None else program.changes()
-        return self._settled(key, traced, self._start())[1]
+                return self._settled(key, traced, program.footprint, [], _MORE_VARIABLES)[1]
+        changed = [] if program is None else program.changes()
+        return self._settled(key, traced, self._start(), changed, changed)[1]
 
     @property
     def _programs(self) -> dict[tuple[Any, ...], Program]:
@@ -70,11 +72,21 @@ class Jitted(Generic[P, R]):
     def _start(self) -> Footprint:
         return Footprint() if self._known is None else self._known.copy()
 
-    def _settled(self, key: tuple[Any, ...], traced: list[Any], footprint: Footprint) -> tuple[Program, Any]:
+    def _settled(
+        self,
+        key: tuple[Any, ...],
+        traced: list[Any],
+        footprint: Footprint,
+        changed: list[str],
+        changed_for_others: list[str],
+    ) -> tuple[Program, Any]:
+        history = self._tapped_history if finite.is_on() else self._history
+        note = history.of_a_program(changed, changed_for_others)
+
         def attempt() -> tuple[Program, Any]:
             if not footprint.reads and not footprint.writes:
                 trace_abstractly(self._function, key, traced, footprint)
-            program = Program(self._function, key, footprint, self._donate, self._note)
+            program = Program(self._function, key, footprint, self._donate, note)
             if overlay.active() is None and foreign.untraced():
                 program.prepare(traced)
                 return program, program.call(traced)
@@ -83,10 +95,6 @@ class Jitted(Generic[P, R]):
         program, result = footprint.settle(attempt, "jit")
         self._programs[key] = program
         return program, result
-
-    def _note(self, form: Form) -> None:
-        changed, self._changed = self._changed, []
-        self._history.add(form, changed)
 
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
         """Returns the lowered program for these arguments, with JAX's `as_text`, `compile`, `cost_analysis`.
@@ -104,6 +112,25 @@ class Jitted(Generic[P, R]):
         return footprint.settle(attempt, "jit")
 
 
+class _Bound(functools.partial[Any]):
+    """A compiled method of one object."""
+
+    @property
+    def traces(self) -> tuple[str, ...]:
+        """Those of the method, for all objects."""
+        return tuple(cast(Any, self.func).traces)
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """Returns the lowered program, as `Jitted.lower` does."""
+        return cast(Any, self.func).lower(*self.args, *args, **kwargs)
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
 def jit(
     function: Callable[P, R], *, donate: bool = True, known: Footprint | None = None, max_traces: int | None = None
 ) -> Jitted[P, R]:
@@ -118,7 +145,7 @@ def jit(
       donate: gives the old arrays of written variables to the program, so that no second copy is needed. An array
         that `.value` handed out stays valid in any case.
       known: what `mk.footprint` found out about the function, which saves a trace; found out here if None.
-      max_traces: how many programs may be compiled; any number if None.
+      max_traces: how many programs may be compiled; any number if None. Those for `mk.find_nonfinite` do not count.
 
     Returns:
       The compiled function. If it raises, all variables are as before. Its `traces` tell when it was traced and why; the

@@ -1,5 +1,6 @@
 """Compiled loops over variables: the written ones are carried from step to step, the others are closed over."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,7 +68,9 @@ def scan(
             return ([running.values[v] for v in carried], carry), (y, [running.values[v] for v in kept])
 
         start, elements = (values_of(carried), hold(plain(init))), (hold(plain(xs)), values_of(own))
-        (new, carry), (ys, rows) = jax.lax.scan(body, start, elements, length, reverse, unroll)
+        is_empty = 0 in (length, *(size for x in jax.tree.leaves(xs) for size in jnp.shape(x)[:1]))
+        with jax.disable_jit(False) if is_empty else contextlib.nullcontext():  # JAX has no empty loop step by step
+            (new, carry), (ys, rows) = jax.lax.scan(body, start, elements, length, reverse, unroll)
         footprint.commit([*carried, *kept], [*new, *rows])
         return release((carry, ys))
 

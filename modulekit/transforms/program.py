@@ -65,7 +65,7 @@ class Program:
 
     def _pure(self, written: list[Any], read: list[Any], traced: list[Any]) -> tuple[list[Any], Any]:
         args, kwargs = join(self._key, traced)
-        self._named = modules_of(self._function, (args, kwargs))
+        self._named = modules_of(self._function, args, kwargs)
         self._ran.update((id(module), module) for module in self._named.values())
         bindings = dict(zip(self.writes, written, strict=True)) | dict(zip(self.reads, read, strict=True))
         with self.footprint.overlay(bindings, collects_reads=True) as running:
@@ -84,10 +84,10 @@ class Program:
     def prepare(self, traced: list[Any]) -> None:
         """Traces the function, and gives up donation if the program talks to Python while it runs.
 
-        Such a program may fail halfway, and the variables must be as before.
+        Such a program may fail halfway, and the variables must be as before. So it is with all programs in `find_nonfinite`.
         """
         current = (storage.stored_arrays(self.writes), storage.stored_arrays(self.reads), traced)
-        self._blocks = calls_python(self.compiled.trace(*current).jaxpr)
+        self._blocks = calls_python(self.compiled.trace(*current).jaxpr) or finite.is_on()
         if self._blocks:
             self._donate = False
             self.compiled = self._undonated

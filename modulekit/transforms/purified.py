@@ -28,7 +28,8 @@ class Purified:
       footprint: what is known of the function.
 
     Attributes:
-      targets: the variables that a derivative is taken with respect to.
+      places: which arguments a derivative is taken with respect to.
+      targets: the variables, likewise.
       point: where: their values, and the chosen arguments.
     """
 
@@ -44,7 +45,7 @@ class Purified:
         self._fn = fn
         self._args = args
         self._kwargs = kwargs
-        self._places = places
+        self.places = places
         self._variables = variables
         self._footprint = footprint
         self._written: list[Variable] = []
@@ -61,7 +62,7 @@ class Purified:
     def __call__(self, values: list[Any], chosen: list[Any]) -> tuple[Any, list[Any]]:
         """Returns the function's result and the new values."""
         args = list(self._args)
-        for place, value in zip(self._places, chosen, strict=True):
+        for place, value in zip(self.places, chosen, strict=True):
             args[place] = value
         with self._footprint.overlay(_bindings(self.targets, values), baked=self._baked) as running:
             result = plain(self._fn(*args, **self._kwargs))

@@ -4,44 +4,56 @@ A trace is a pair of what the arguments looked like and what the modules were li
 from the most similar one before: `step retraced: argument x f32[32,784] → f32[17,784]`.
 """
 
-import inspect
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
+from modulekit.core.chain import text_of
 from modulekit.core.describe import spec_of
-from modulekit.core.explain import summarize
 from modulekit.errors import RetraceError
-from modulekit.transforms.arguments import is_traced
+from modulekit.transforms.arguments import Static, is_traced
+from modulekit.transforms.visible import leaves_by_place, named_arguments
 
 _log = logging.getLogger("modulekit")
 _SHOWN = 8
-Form = tuple[tuple[str, str], ...]
+_UNKNOWN = "JAX's configuration or context changed"
+
+
+class Form(NamedTuple):
+    """What the arguments of a trace looked like.
+
+    Attributes:
+      leaves: for each leaf its place, such as `x` or `batch['image']`; its text, such as `f32[32,784]`; and, where it is
+        part of the program, what it is compared by.
+      structures: for each argument the containers around its leaves, such as `[*, *]`.
+      by_name: the arguments that were passed by name.
+    """
+
+    leaves: tuple[tuple[str, str, Static | None], ...]
+    structures: tuple[tuple[str, str], ...]
+    by_name: frozenset[str]
 
 
 def form_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Form:
-    """Returns the form of each argument by name, such as `("x", "f32[32,784]")`."""
-    leaves = jax.tree_util.tree_leaves_with_path(_named(function, args, kwargs))
-    return tuple((_name(path), _text(leaf)) for path, leaf in leaves)
+    """Returns the form of the arguments of a call."""
+    named = named_arguments(function, args, kwargs)
+    leaves = leaves_by_place(named, _is_none)
+    structures = tuple((name, str(jax.tree.structure(arg, is_leaf=_is_none))) for name, arg in named.items())
+    return Form(tuple((place, *_leaf(leaf)) for place, leaf in leaves), structures, frozenset(kwargs))
 
 
-def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-    except (TypeError, ValueError):
-        return {**{f"args[{index}]": arg for index, arg in enumerate(args)}, **kwargs}
+def _is_none(value: Any) -> bool:
+    return value is None
 
 
-def _name(path: Sequence[Any]) -> str:
-    return str(path[0].key) + jax.tree_util.keystr(tuple(path[1:]))
-
-
-def _text(leaf: Any) -> str:
-    if not is_traced(leaf) or not hasattr(leaf, "dtype"):
-        return summarize(leaf)
-    return spec_of(leaf) + (" from a Python number" if getattr(leaf, "weak_type", False) else "")
+def _leaf(leaf: Any) -> tuple[str, Static | None]:
+    if not is_traced(leaf):
+        return text_of(leaf), Static(leaf)
+    if not hasattr(leaf, "dtype"):
+        return text_of(leaf), None
+    return spec_of(leaf) + (" from a Python number" if getattr(leaf, "weak_type", False) else ""), None
 
 
 class History:
@@ -61,21 +73,31 @@ class History:
         self._forms: list[Form] = []
         self.texts: list[str] = []
 
-    def add(self, form: Form, changed: Sequence[str]) -> None:
-        """Notes a trace, logs it, and raises if it is one too many.
+    def of_a_program(self, changed: Sequence[str], changed_for_others: Sequence[str]) -> Callable[[Form], None]:
+        """Returns what notes the traces of one program.
 
         Args:
-          form: of the arguments.
           changed: what has changed in the modules since the trace that would have served otherwise.
-
-        Raises:
-          RetraceError: there are more traces than allowed; the message says why this one happened.
+          changed_for_others: why a form of arguments that an earlier program knew is traced again for this one.
         """
+        is_first = True
+
+        def note(form: Form) -> None:
+            nonlocal is_first
+            self._add(form, changed if is_first else changed_for_others if form in self._forms else [])
+            is_first = False
+
+        return note
+
+    def _add(self, form: Form, changed: Sequence[str]) -> None:
+        """Notes a trace, logs it, and raises `RetraceError` if it is one too many."""
         if not self._forms:
-            text = f"{self._name} traced: {_listed(form)}"
+            arguments = [f"argument {place} {text}" for place, text, _ in form.leaves]
+            text = f"{self._name} traced: {_joined(arguments, ', ') or 'no arguments'}"
         else:
             nearest = min(reversed(self._forms), key=lambda known: len(_differences(known, form)))
-            text = f"{self._name} retraced: {_joined([*changed, *_differences(nearest, form)])}"
+            reasons = _joined([*changed, *_differences(nearest, form)], "; ")
+            text = f"{self._name} retraced: {reasons or _UNKNOWN}"
         if self._most is not None and len(self._forms) >= self._most:
             raise RetraceError(f"{text}. This would be trace {len(self._forms) + 1}, and max_traces={self._most}")
         self._forms.append(form)
@@ -83,17 +105,36 @@ class History:
         _log.info(text)
 
 
-def _joined(reasons: list[str]) -> str:
-    more = [f"and {len(reasons) - _SHOWN} more"] if len(reasons) > _SHOWN else []
-    return "; ".join([*reasons[:_SHOWN], *more]) or "JAX's configuration or context changed"
+def _joined(texts: list[str], separator: str) -> str:
+    more = [f"and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
+    return separator.join([*texts[:_SHOWN], *more])
 
 
-def _listed(form: Form) -> str:
-    return ", ".join(f"argument {name} {text}" for name, text in form) or "no arguments"
+def changed_text(before: str, after: str) -> str:
+    """Returns how one thing became another, which may have the same text."""
+    return f"{before} → {after if after != before else f'another {after}'}"
 
 
 def _differences(before: Form, after: Form) -> list[str]:
-    old, new = dict(before), dict(after)
-    changed = [f"argument {name} {old[name]} → {new[name]}" for name in old if name in new and old[name] != new[name]]
-    gone = [f"argument {name} {text} is gone" for name, text in before if name not in new]
-    return changed + gone + [f"argument {name} {text} is new" for name, text in after if name not in old]
+    old, new = ({place: (text, static) for place, text, static in form.leaves} for form in (before, after))
+    both = [place for place in old if place in new]
+    changed = [
+        f"argument {place} {changed_text(old[place][0], new[place][0])}" for place in both if old[place] != new[place]
+    ]
+    gone = [f"argument {place} {text} is gone" for place, text, _ in before.leaves if place not in new]
+    fresh = [f"argument {place} {text} is new" for place, text, _ in after.leaves if place not in old]
+    return [*changed, *gone, *fresh, *_passed_differently(before, after, leaves_agree=not gone and not fresh)]
+
+
+def _passed_differently(before: Form, after: Form, leaves_agree: bool) -> Iterator[str]:
+    """Yields how arguments that are in both calls were passed in other containers, or by name and by position."""
+    old = dict(before.structures)
+    for name, text in after.structures:
+        if leaves_agree and name in old and old[name] != text:
+            yield f"argument {name} {_containers(old[name])} → {_containers(text)}"
+        if name in old and (name in before.by_name) != (name in after.by_name):
+            yield f"argument {name} is passed by {'name' if name in after.by_name else 'position'}"
+
+
+def _containers(structure: str) -> str:
+    return structure.removeprefix("PyTreeDef(").removesuffix(")")

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from modulekit.core import collect
+from modulekit.core.chain import text_of
 from modulekit.core.counters import changes
-from modulekit.core.explain import summarize
 from modulekit.core.module import Module, modules_in
 from modulekit.core.variable import Variable
+from modulekit.transforms.retraces import changed_text
 
 _PLAIN = (bool, int, float, complex, str, bytes)
 _ABSENT = object()
@@ -35,7 +36,7 @@ class Snapshot:
         seen = dict.fromkeys((*variables, *self._variables()))
         self._flags = [(variable, _flags(variable)) for variable in seen]
         self._containers = [
-            (module, path, container, tuple(_elements(container)))
+            (module, path, container, _elements(container))
             for module in self._modules.values()
             for path, container in collect.mutable_containers(module)
         ]
@@ -56,7 +57,10 @@ class Snapshot:
     def holds(self) -> bool:
         """Returns whether everything is as it was."""
         for _, _, container, elements in self._containers:
-            if len(container) != len(elements) or not all(map(operator.is_, _elements(container), elements)):
+            now = _elements(container)
+            if len(now) != len(elements):
+                return False
+            if not all(map(operator.is_, now, elements)) and not all(map(_same, now, elements)):
                 return False
         if self._count == changes.count:
             return True
@@ -100,8 +104,9 @@ def _flags(variable: Variable) -> dict[str, bool]:
     return {"trainable": variable.trainable, "frozen": variable.frozen}
 
 
-def _elements(container: Any) -> Iterable[Any]:
-    return container.values() if isinstance(container, dict) else container
+def _elements(container: Any) -> tuple[Any, ...]:
+    """Returns what a list holds; of a dict the keys, and then the values."""
+    return (*container, *container.values()) if isinstance(container, dict) else tuple(container)
 
 
 def _same(now: Any, then: Any) -> bool:
@@ -125,16 +130,24 @@ def _place(part: Module | Variable, roots: Mapping[str, Module]) -> str:
 
 def _change(before: Any, after: Any) -> str:
     if before is _ABSENT:
-        return f"is new, {summarize(after)}"
-    return "is gone" if after is _ABSENT else f"changed {summarize(before)} → {summarize(after)}"
+        return f"is new, {text_of(after)}"
+    return "is gone" if after is _ABSENT else f"changed {changed_text(text_of(before), text_of(after))}"
 
 
 def _container_changes(container: Any, elements: tuple[Any, ...]) -> Iterator[str]:
-    now = tuple(_elements(container))
-    if len(now) != len(elements):
-        yield f" changed from {len(elements)} to {len(now)} elements"
+    now, then = _items(container, _elements(container)), _items(container, elements)
+    if isinstance(container, list) and len(now) != len(then):
+        yield f" changed from {len(then)} to {len(now)} elements"
         return
-    keys = list(container) if isinstance(container, dict) else range(len(now))
-    for key, before, after in zip(keys, elements, now, strict=True):
-        if after is not before:
-            yield f"[{key!r}] {_change(before, after)}"
+    changed = [key for key in {**then, **now} if not _same(now.get(key, _ABSENT), then.get(key, _ABSENT))]
+    yield from (f"[{text_of(key)}] {_change(then.get(key, _ABSENT), now.get(key, _ABSENT))}" for key in changed)
+    if not changed and list(now) != list(then):
+        yield " has its keys in another order"
+
+
+def _items(container: Any, elements: tuple[Any, ...]) -> dict[Any, Any]:
+    """Returns elements by index or key."""
+    half = len(elements) // 2
+    return dict(
+        zip(elements[:half], elements[half:], strict=True) if isinstance(container, dict) else enumerate(elements)
+    )

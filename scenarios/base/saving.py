@@ -142,6 +142,11 @@ def check_fits(
         for path in arrays
         if path not in variables
     ]
+    problems += [
+        f"{path} was tied to {saved_ties[path]}, and is tied to {ties[path]} now"
+        for path in ties
+        if path in saved_ties and saved_ties[path] != ties[path]
+    ]
     for path, variable in variables.items():
         if path not in arrays:
             continue
