@@ -6,14 +6,16 @@ from typing import Any
 
 from modulekit.core.variable import Variable
 
-_streams: weakref.WeakKeyDictionary[Variable, Any] = weakref.WeakKeyDictionary()
+# A stream holds its variables, so that what leads back from them must not hold it.
+_streams: weakref.WeakKeyDictionary[Variable, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
 
 def register(stream: Any, variables: Iterable[Variable]) -> None:
     """Notes the variables of a stream."""
-    _streams.update(dict.fromkeys(variables, stream))
+    _streams.update(dict.fromkeys(variables, weakref.ref(stream)))
 
 
 def stream_of(part: Variable) -> Any:
     """Returns the `RandomStream` whose key or counter a variable is, None if it is no stream's."""
-    return _streams.get(part)
+    stream = _streams.get(part)
+    return None if stream is None else stream()

@@ -72,7 +72,8 @@ def vmap(
             kept = [v for v in lanes if v in footprint.writes]
             streams = [stream for stream in map(stream_of, shared) if stream is not None]
             for written in shared:
-                _check_rule(written, writes)
+                if stream_of(written) is None:
+                    _check_rule(written, writes)
             baked = bakes_reads()
             keys = values_of(stream.key for stream in streams)
 
@@ -143,8 +144,6 @@ def _lane_key(key: Any, index: Any) -> Any:
 
 
 def _rule_of(written: Variable, writes: Any) -> str | None:
-    if stream_of(written) is not None:
-        return "last"  # all lanes count the same draws
     return writes.get(written) if isinstance(writes, Mapping) else writes
 
 
@@ -160,6 +159,6 @@ def _check_rule(written: Variable, writes: Any) -> None:
 
 def _merge(written: Variable, old: Any, lanes: Any, writes: Any) -> Any:
     stream = stream_of(written)
-    if stream is not None and written is stream.key:
-        return old
+    if stream is not None:  # past the draws of all lanes: under `cond`, some lanes draw more than others
+        return old if written is stream.key else lanes.max(axis=0)
     return _RULES[str(_rule_of(written, writes))](old, lanes)

@@ -51,7 +51,9 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
 
 
 def _branch(name: str, index: Any, branches: Sequence[Callable[..., Any]], operands: tuple[Any, ...]) -> Any:
-    footprint = Footprint()
+    footprint, held = Footprint(), hold(plain(operands))
+    for branch in branches:
+        footprint.discover(lambda held, branch=branch: hold(plain(branch(*release(held)))), held)
 
     def attempt() -> Any:
         carried, baked = list(footprint.writes), bakes_reads()
@@ -67,7 +69,7 @@ def _branch(name: str, index: Any, branches: Sequence[Callable[..., Any]], opera
             return run
 
         pures = [pure(branch) for branch in branches]
-        new, result = jax.lax.switch(index, pures, values_of(carried), hold(plain(operands)))
+        new, result = jax.lax.switch(index, pures, values_of(carried), held)
         footprint.commit(carried, new)
         return release(result)
 

@@ -53,7 +53,13 @@ def scan(
     ([0.0, 2.0, 6.0], 3.0)
     """
     footprint = Footprint()
-    own = listed(stacked)
+    own, start, elements = listed(stacked), hold(plain(init)), hold(plain(xs))
+
+    def step(carry: Any, x: Any) -> Any:
+        return hold(plain(f(*release((carry, x)))))
+
+    if not own:  # else their variables have other shapes inside
+        footprint.discover(step, start, jax.tree.map(_element, elements))
 
     def attempt() -> tuple[Any, Any]:
         carried, baked = [v for v in footprint.writes if v not in own], bakes_reads()
@@ -63,14 +69,15 @@ def scan(
             (values, carry), (x, slices) = state, elements
             bindings = dict(zip((*carried, *own), (*values, *slices), strict=True))
             with footprint.overlay(bindings, baked=baked) as running:
-                carry, y = hold(plain(f(*release((carry, x)))))
+                carry, y = step(carry, x)
                 footprint.check(running)
             return ([running.values[v] for v in carried], carry), (y, [running.values[v] for v in kept])
 
-        start, elements = (values_of(carried), hold(plain(init))), (hold(plain(xs)), values_of(own))
         is_empty = 0 in (length, *(size for x in jax.tree.leaves(xs) for size in jnp.shape(x)[:1]))
         with jax.disable_jit(False) if is_empty else contextlib.nullcontext():  # JAX has no empty loop step by step
-            (new, carry), (ys, rows) = jax.lax.scan(body, start, elements, length, reverse, unroll)
+            (new, carry), (ys, rows) = jax.lax.scan(
+                body, (values_of(carried), start), (elements, values_of(own)), length, reverse, unroll
+            )
         footprint.commit([*carried, *kept], [*new, *rows])
         return release((carry, ys))
 
@@ -99,7 +106,13 @@ def while_loop(
     >>> int(mk.while_loop(lambda n: x < 100, lambda n: (x.assign(x * 3), n + 1)[1], 0)), float(x)
     (5, 243.0)
     """
-    footprint = known or Footprint()
+    footprint, start = known or Footprint(), hold(plain(init_val))
+
+    def step(value: Any) -> Any:
+        return hold(plain(body_fun(release(value))))
+
+    if known is None:
+        footprint.discover(step, start)
 
     def attempt() -> Any:
         carried, baked = list(footprint.writes), bakes_reads()
@@ -113,11 +126,11 @@ def while_loop(
 
         def body(state: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
             with footprint.overlay(dict(zip(carried, state[0], strict=True)), baked=baked) as running:
-                value = hold(plain(body_fun(release(state[1]))))
+                value = step(state[1])
                 footprint.check(running)
             return [running.values[v] for v in carried], value
 
-        new, value = jax.lax.while_loop(condition, body, (values_of(carried), hold(plain(init_val))))
+        new, value = jax.lax.while_loop(condition, body, (values_of(carried), start))
         footprint.commit(carried, new)
         return release(value)
 
@@ -149,3 +162,8 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
         return index + 1, body_fun(index, value)
 
     return while_loop(lambda state: state[0] < upper, body, (lower, init_val))[1]
+
+
+def _element(x: Any) -> Any:
+    form = jax.typeof(x)
+    return jax.ShapeDtypeStruct(form.shape[1:], form.dtype, weak_type=form.weak_type)

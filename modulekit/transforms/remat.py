@@ -33,14 +33,19 @@ def remat(fn: Callable[P, Any], policy: Callable[..., bool] | None = None) -> Ca
         footprint = Footprint()
         traced, key = split(plain(args), plain(kwargs))
 
+        def run(traced: list[Any]) -> Any:
+            own_args, own_kwargs = join(key, traced)
+            return plain(fn(*own_args, **own_kwargs))
+
+        footprint.discover(run, traced)
+
         def attempt() -> Any:
             carried, baked = list(footprint.writes), bakes_reads()
 
             def pure(values: list[Any], traced: list[Any]) -> tuple[list[Any], Any]:
                 bindings = dict(zip(carried, values, strict=True))
-                own_args, own_kwargs = join(key, traced)
                 with footprint.overlay(bindings, baked=baked) as running:
-                    result = plain(fn(*own_args, **own_kwargs))
+                    result = run(traced)
                     footprint.check(running)
                 return [running.values[v] for v in carried], result
 

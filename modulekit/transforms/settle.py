@@ -14,7 +14,7 @@ import jax
 from modulekit.core import finite, storage
 from modulekit.core.arithmetic import Arithmetic, value_of
 from modulekit.core.module import Module
-from modulekit.core.overlay import Overlay
+from modulekit.core.overlay import Overlay, bakes_reads
 from modulekit.core.overlay import Unsettled as Unsettled
 from modulekit.core.provenance import Origin
 from modulekit.core.variable import Variable
@@ -71,6 +71,25 @@ class Footprint:
             + ", ".join(f"{v.name!r} (made at {v.origin})" for v in last)
             + ". Make the module once, outside the function, or its variables in a method under @mk.once"
         )
+
+    def discover(self, function: Callable[..., Any], *args: Any) -> None:
+        """Runs a function on shapes alone, and adds what it writes and makes.
+
+        An attempt that is abandoned inside `jax.lax` costs memory that JAX never frees: the tracers and arrays that the
+        loop or branch closed over. So those transforms ask first, by a trace that ends as it should.
+        """
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return  # nothing is traced then
+        baked = bakes_reads()
+
+        def pure(args: tuple[Any, ...]) -> Any:
+            with self.overlay({}, baked=baked) as running:
+                result = plain(function(*args))
+            self.writes.update(dict.fromkeys(running.written))
+            self.born.update(running.born)
+            return result
+
+        jax.eval_shape(pure, args)
 
     def check(self, seen: Overlay, *, reads: bool = False, births: bool = True) -> None:
         """Adds what an attempt met, and abandons it if that was new.
