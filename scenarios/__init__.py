@@ -1,5 +1,8 @@
 """Training scenarios: how models are trained, as objects that know nothing of the models."""
 
+import os
+
+from modulekit.core import provenance
 from scenarios.base import events
 from scenarios.base.hooks import Hook, Stop
 from scenarios.base.nonfinite import NonFiniteError
@@ -8,6 +11,8 @@ from scenarios.base.scenario import Scenario
 from scenarios.base.settings import Settings
 from scenarios.supervised import Supervised
 from scenarios.tied_autoencoder import TiedAutoencoder
+
+provenance.skip(os.path.dirname(__file__))  # what a user sees of a run is the line that started it
 
 __all__ = [
     "Hook",

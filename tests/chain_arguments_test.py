@@ -1,7 +1,7 @@
 """Laws of what the chain behind an error says of arguments and modules: short, and never an error of its own."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,40 @@ def test_arguments_that_cannot_be_shown_do_not_replace_the_error() -> None:
     assert called_with(x=Odd()) == "x=<Odd, which cannot be shown: TypeError>"
     assert called_with(Unnamed()) == "<Unnamed, which cannot be shown: OSError>"
     assert called_with(endless) == "<list, which cannot be shown: RecursionError>"
+
+
+class Holder(mk.Module):
+    """Holds anything; it has attributes that arrays have as well."""
+
+    def __init__(self, held: Any = 1.0) -> None:
+        super().__init__()
+        self.held = held
+        self.shape, self.dtype = [3], "float32"
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+def test_a_module_can_be_made_of_anything_and_is_told_by_it() -> None:
+    assert called_with(Holder(), Holder(1.0), Holder(2)) == "Holder(), Holder(), Holder(held=2)"
+    assert called_with(Holder(X), Holder(jnp.ones([2]))) == "Holder(held=float32[4,5]), Holder(held=float32[2])"
+    assert called_with(Holder((X, X))) == "Holder(held=(float32[4,5], float32[4,5]))"
+    assert called_with(Holder(Unspeakable())) == "Holder(held=<Unspeakable, which cannot be shown: RuntimeError>)"
+    assert called_with(Holder([0] * 1000)) == "Holder(held=" + "[0, " + "0, " * 20 + "0..."
+
+
+class State(NamedTuple):
+    """As recurrent networks have them."""
+
+    hidden: Any
+    cell: Any
+
+
+def test_named_tuples_are_told_field_by_field_traced_or_not() -> None:
+    for wrap in (lambda f: f, mk.jit, mk.remat):
+        assert chain_of(lambda wrap=wrap: wrap(Raising(ValueError()))(State(X, [X]))) == [
+            "  in Raising(error=ValueError()): called with State(hidden=float32[4,5], cell=[float32[4,5]])"
+        ]
 
 
 class Mute(mk.Module):

@@ -1,237 +1,398 @@
-"""Laws of surgery: layers come and go between two steps, the survivors go on, the new ones start fresh."""
+"""Laws of surgery: layers come, go and are shared between two compiled steps, and what survives trains as if undisturbed."""
 
+import copy
+import functools
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import TRAINED, Row, name_of, state
+from catalogue import assert_bitwise
 
 import modulekit as mk
 
-X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-Y = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
-RATE, BETA1, BETA2, EPSILON = 1e-2, 0.9, 0.999, 1e-8
+Arrays = dict[str, np.ndarray]
+BATCHES = np.random.default_rng(0).normal(size=(30, 8, 4)).astype(np.float32)
+X = BATCHES[0]
+RATE = 0.01
 
 
-class NumpyAdam:
-    """Adam in float64 NumPy: a weight's moments start at zero when it joins, the count of steps is the optimizer's."""
+class Tower(mk.Module):
+    """Layers of one width in a list, and a head."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = [mk.Linear(4, name=f"layer_{index}") for index in range(count)]
+        self.head = mk.Linear(2, name="head")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers:
+            x = jnp.tanh(layer(x))
+        return self.head(x)
+
+
+def loss_of(output: Any) -> Any:
+    return jnp.square(output - 0.5).mean()
+
+
+# The control: the same equation in plain JAX, and Adam in float64 NumPy with moments of its own for each weight.
+
+
+@functools.partial(jax.jit, static_argnums=1)
+@jax.grad
+def gradients(p: Any, order: tuple[str, ...], x: Any) -> Any:
+    for name in order:
+        x = jnp.tanh(x @ p[f"{name}.w"] + p[f"{name}.b"])
+    return loss_of(x @ p["head.w"] + p["head.b"])
+
+
+class Control:
+    """Trains weights by name; layers are named in the order in which they are called."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.moments: dict[str, tuple[Any, Any]] = {}
+        self.p: Arrays = {}
+        self.m: Arrays = {}
+        self.v: Arrays = {}
+        self.t = 0
 
-    def apply(self, weights: dict[str, Any], gradients: dict[str, Any]) -> dict[str, Any]:
-        self.count += 1
-        new = {}
-        for name, gradient in gradients.items():
-            m, v = self.moments.get(name, (0.0, 0.0))
-            m = BETA1 * m + (1 - BETA1) * gradient
-            v = BETA2 * v + (1 - BETA2) * gradient**2
-            self.moments[name] = m, v
-            corrected = (m / (1 - BETA1**self.count)) / (np.sqrt(v / (1 - BETA2**self.count)) + EPSILON)
-            new[name] = weights[name] - RATE * corrected
-        return weights | new
+    def take(self, name: str, layer: mk.Linear) -> None:
+        """Gets the weights of a layer, with moments that are zero."""
+        for key, variable in ((f"{name}.w", layer.w), (f"{name}.b", layer.b)):
+            self.p[key] = variable.numpy().astype(np.float64)
+            self.m[key], self.v[key] = np.zeros_like(self.p[key]), np.zeros_like(self.p[key])
 
-
-def gradients_of(weights: dict[str, Any], layers: list[str]) -> dict[str, Any]:
-    """Returns the gradients of `mean((x w_1 ... w_n - y)^2)`, a chain of matrices, in float64 NumPy."""
-    inputs = [X.astype(np.float64)]
-    for name in layers:
-        inputs.append(inputs[-1] @ weights[name])
-    outer = 2 * (inputs[-1] - Y) / Y.size
-    found: dict[str, Any] = {}
-    for name, before in reversed(list(zip(layers, inputs[:-1], strict=True))):
-        found[name] = found.get(name, 0.0) + before.T @ outer
-        outer = outer @ weights[name].T
-    return found
+    def train(self, order: list[str], batches: Any) -> None:
+        used = {f"{name}.{part}" for name in (*order, "head") for part in "wb"}
+        for x in batches:
+            self.t += 1
+            grads = gradients({key: jnp.asarray(self.p[key], jnp.float32) for key in used}, tuple(order), x)
+            for key in used:
+                g = np.asarray(grads[key], np.float64)
+                self.m[key] = 0.9 * self.m[key] + 0.1 * g
+                self.v[key] = 0.999 * self.v[key] + 0.001 * g**2
+                m, v = self.m[key] / (1 - 0.9**self.t), self.v[key] / (1 - 0.999**self.t)
+                self.p[key] = self.p[key] - RATE * m / (np.sqrt(v) + 1e-8)
 
 
-class Patient:
-    """A chain of linear layers under training, and its control in NumPy, which name the layers alike."""
+class Trained:
+    """A tower in training beside its control."""
 
-    def __init__(self, names: list[str]) -> None:
-        mk.seed(0)
-        self.layers = {name: self.layer(name) for name in names}
-        self.net = mk.Sequential([self.layers[name] for name in names])
-        self.optimizer = mk.optimizers.Adam(RATE, BETA1, BETA2, EPSILON)
-        self.step = mk.jit(lambda: self.optimizer.minimize(lambda: jnp.mean((self.net(X) - Y) ** 2), self.net))
-        self.control = NumpyAdam()
-        self.weights = {name: np.asarray(layer.w, np.float64) for name, layer in self.layers.items()}
+    def __init__(self, count: int) -> None:
+        mk.seed(4)
+        self.tower, self.optimizer, self.control = Tower(count), mk.optimizers.Adam(RATE), Control()
+        self.names = [f"layer_{index}" for index in range(count)]
+        self.step = mk.jit(lambda x: self.optimizer.minimize(lambda: loss_of(self.tower(x)), self.tower))
+        self._batches = iter(BATCHES)
+        self.adopt()
 
-    def layer(self, name: str) -> Any:
-        made = mk.Linear(4, with_bias=False, name=name)
-        made(X)
-        return made
+    def adopt(self) -> None:
+        """Lets the control have the weights of layers that it does not know yet."""
+        mk.build(self.tower, X)
+        for name, layer in self._named().items():
+            if f"{name}.w" not in self.control.p:
+                self.control.take(name, layer)
 
-    def add(self, name: str) -> Any:
-        self.layers[name] = self.layer(name)
-        self.weights[name] = np.asarray(self.layers[name].w, np.float64)
-        return self.layers[name]
+    def _named(self) -> dict[str, mk.Linear]:
+        return dict(zip(self.names, self.tower.layers, strict=True)) | {"head": self.tower.head}
 
-    def run(self, steps: int) -> None:
-        """Trains both, and compares weights and moments."""
-        for _ in range(steps):
-            self.step()
-            order = [layer.name for layer in self.net.layers]
-            self.weights = self.control.apply(self.weights, gradients_of(self.weights, order))
-        slots = {v.name: v for v in self.optimizer.variables}
-        for name, (m, v) in self.control.moments.items():
-            np.testing.assert_allclose(self.layers[name].w.value, self.weights[name], rtol=2e-4, atol=2e-6)
-            np.testing.assert_allclose(slots[f"adam/m/{name}/w"].value, m, rtol=2e-3, atol=2e-6)
-            np.testing.assert_allclose(slots[f"adam/v/{name}/w"].value, v, rtol=2e-3, atol=2e-8)
+    def train(self, steps: int) -> None:
+        batches = [next(self._batches) for _ in range(steps)]
+        for x in batches:
+            self.step(x)
+        self.control.train(self.names, batches)
 
-
-def test_an_added_layer_starts_with_zero_moments_and_the_others_go_on() -> None:
-    patient = Patient(["a", "b"])
-    patient.run(5)
-    patient.net.layers.insert(1, patient.add("c"))
-    patient.run(5)
-    assert len(patient.step.traces) == 2
+    def check(self) -> None:
+        """Asserts that weights and moments are those of the control, up to what float32 rounds."""
+        moments = {v.name: v for v in (*self.optimizer.m, *self.optimizer.v)}
+        for name, layer in self._named().items():
+            for part, variable in (("w", layer.w), ("b", layer.b)):
+                key = f"{name}.{part}"
+                np.testing.assert_allclose(variable.numpy(), self.control.p[key], atol=1e-5, err_msg=key)
+                for kind, kept in (("m", self.control.m), ("v", self.control.v)):
+                    slot = moments[f"adam/{kind}/{variable.name}"]
+                    np.testing.assert_allclose(slot.numpy(), kept[key], rtol=1e-3, atol=1e-6, err_msg=slot.name)
 
 
-def test_a_replaced_layer_starts_anew() -> None:
-    patient = Patient(["a", "b", "c"])
-    patient.run(5)
-    patient.net.layers[1] = patient.add("d")
-    patient.run(5)
-    assert [layer.name for layer in patient.net.layers] == ["a", "d", "c"]
+def add(trained: Trained) -> None:
+    trained.tower.layers.insert(1, mk.Linear(4, name="added"))
+    trained.names.insert(1, "added")
 
 
-def test_a_removed_layer_stays_as_it_was_and_may_come_back_with_its_moments() -> None:
-    patient = Patient(["a", "b", "c"])
-    patient.run(5)
-    removed = patient.net.layers.pop(1)
-    kept = removed.w.numpy()
-    patient.run(5)
-    np.testing.assert_array_equal(removed.w.value, kept)
-    patient.net.layers.append(removed)
-    patient.run(5)
+def remove(trained: Trained) -> None:
+    del trained.tower.layers[0], trained.names[0]
 
 
-def test_a_layer_that_is_shared_from_now_on_is_one_weight_with_one_set_of_moments() -> None:
-    patient = Patient(["a", "b", "c"])
-    patient.run(5)
-    patient.net.layers[2] = patient.net.layers[0]
-    patient.run(5)
-    assert [str(tie) for tie in patient.net.ties()] == ["layers[0].w = layers[2].w"]
-    assert len(patient.net.trainable_variables) == 2
+def replace(trained: Trained) -> None:
+    trained.tower.layers[1], trained.names[1] = mk.Linear(4, name="other"), "other"
 
 
-def test_an_attribute_that_is_a_layer_may_be_replaced_and_removed() -> None:
-    class Net(mk.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.head = mk.Linear(4, name="body"), mk.Linear(4, name="head")
+def replace_head(trained: Trained) -> None:
+    trained.tower.head = mk.Linear(2, name="new_head")
+    for key in ("head.w", "head.b"):
+        del trained.control.p[key]
 
-        def __call__(self, x: Any) -> Any:
-            hidden = self.body(x)
-            return self.head(hidden) if hasattr(self, "head") else hidden
 
-    net, optimizer = Net(), mk.optimizers.Momentum(0.1, 0.9)
-    step = mk.jit(lambda: optimizer.minimize(lambda: jnp.mean((net(X) - Y) ** 2), net))
-    step()
-    body, slot = net.body.w, optimizer.accumulated_momentum[1]
-    net.head = mk.Linear(4, name="head")
-    step()
-    head = "Linear(output_size=4, name='head')"
-    assert step.traces[1] == f"<lambda> retraced: net.head changed {head} → another {head}"
-    del net.head
-    step()
-    assert len(step.traces) == 3
-    assert net.body.w is body
-    assert slot in optimizer.accumulated_momentum
-    assert list(net.paths()) == ["body.b", "body.w"]
+def share(trained: Trained) -> None:
+    trained.tower.layers[2], trained.names[2] = trained.tower.layers[0], trained.names[0]
+
+
+def swap(trained: Trained) -> None:
+    trained.tower.layers.reverse()
+    trained.names.reverse()
+
+
+def grow_twice(trained: Trained) -> None:
+    add(trained)
+    trained.tower.layers.append(mk.Linear(4, name="last"))
+    trained.names.append("last")
+
+
+@pytest.mark.parametrize("change", [add, remove, replace, replace_head, share, swap, grow_twice])
+def test_between_two_steps_layers_change_and_the_survivors_keep_weights_and_moments(change: Any) -> None:
+    trained = Trained(3)
+    trained.train(4)
+    trained.check()
+    held = list(trained.optimizer.paths().values())
+    change(trained)
+    trained.adopt()
+    trained.train(4)
+    trained.check()
+    assert [v for v in trained.optimizer.paths().values() if v in held] == held
+    assert len(trained.step.traces) == 2
+
+
+def test_a_layer_that_comes_back_has_its_moments_still() -> None:
+    trained = Trained(3)
+    trained.train(5)
+    gone = trained.tower.layers.pop(1)
+    trained.names.remove("layer_1")
+    trained.train(5)
+    trained.tower.layers.append(gone)
+    trained.names.append("layer_1")
+    trained.train(5)
+    trained.check()
+    assert len(trained.optimizer.m) == 8
+
+
+def test_after_a_copy_surgery_goes_on_in_the_copy_alone() -> None:
+    trained = Trained(2)
+    trained.train(3)
+    other, optimizer = copy.deepcopy((trained.tower, trained.optimizer))
+    other.layers.append(mk.Linear(4, name="added"))
+    step = mk.jit(lambda x: optimizer.minimize(lambda: loss_of(other(x)), other))
+    step(BATCHES[3])
+    assert (len(optimizer.m), len(trained.optimizer.m)) == (8, 6)
+    trained.train(3)
+    trained.check()
 
 
 # Drawing anew.
 
-REDRAWN = [row for row in TRAINED if row.name != "by_name"]
+
+class Block(mk.Module):
+    """Variables from the constructor and from a method under once, a shared weight, a stream, statistics."""
+
+    def __init__(self, size: int, name: str) -> None:
+        super().__init__(name=name)
+        self.gain = mk.Variable(mk.initializers.RandomNormal()([size], jnp.float32), name="gain")
+        self.mean = mk.Variable(jnp.zeros([size]), trainable=False, name="mean")
+        self.encode = mk.Linear(size, w_init=mk.initializers.RandomNormal(), b_init=mk.initializers.RandomNormal())
+        self.decode = self.encode.transpose(b_init=mk.initializers.RandomNormal())
+        self.noise = mk.Dropout(0.5, seed=3)
+
+    @mk.once
+    def _initialize(self, x: jax.Array) -> None:
+        self.bias = mk.Variable(mk.initializers.RandomNormal()([x.shape[-1]], x.dtype), name="bias")
+        self.pair = {"s": [mk.Variable(mk.initializers.RandomNormal()([], x.dtype), name="scale")]}
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self._initialize(x)
+        y = self.noise(self.encode(x) * self.gain, is_training=True)
+        self.mean.assign(y.mean(axis=0))
+        return self.decode(y) * self.pair["s"][0] + self.bias
 
 
-@pytest.mark.parametrize("row", REDRAWN, ids=name_of)
-def test_reinitialized_weights_are_those_of_a_fresh_module_under_that_seed(row: Row) -> None:
-    module = row.fresh(seed=1)
-    mk.build(module, *row.inputs, **row.options)
-    expected = {path: v.numpy() for path, v in module.paths().items()}
-    module = row.fresh(seed=2)
-    row.call(module)
-    variables = module.variables
-    done = module.reinitialize(seed=1)
-    streams = {path for path in module.paths() if "stream" in path}
-    assert set(done) == set(expected) - streams
-    for path in done:
-        np.testing.assert_array_equal(module.paths()[path].value, expected[path], err_msg=path)
-    assert all(a is b for a, b in zip(module.variables, variables, strict=True))
+class Net(mk.Module):
+    """Two blocks of one class and a head, in the order in which they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [Block(3, "first"), Block(3, "second")]
+        self.head = mk.nets.MLP([5, 2], name="head")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
 
 
-def test_only_what_the_pattern_names_is_drawn_anew_and_slots_stay() -> None:
-    net, optimizer = mk.nets.MLP([5, 4, 3]), mk.optimizers.Momentum(0.1, 0.9)
-    for _ in range(3):
-        optimizer.minimize(lambda: jnp.mean(net(X) ** 2), net)
-    before, slots = state(net), state(optimizer)
-    assert net.reinitialize("layers/2/**", seed=1) == ("layers[2].b", "layers[2].w")
-    changed = {path for path, value in state(net).items() if not np.array_equal(value, before[path])}
-    assert changed == {"layers[2].b", "layers[2].w"}
-    for path, value in state(optimizer).items():
-        np.testing.assert_array_equal(value, slots[path])
+def built(seed: int) -> Net:
+    mk.seed(seed)
+    made = Net()
+    mk.build(made, X)
+    return made
 
 
-def test_a_tie_survives_and_moving_averages_and_counts_begin_again() -> None:
-    class Tied(mk.Module):
-        def __init__(self) -> None:
-            super().__init__()
+def values(module: mk.Module) -> Arrays:
+    return {path: v.numpy() for path, v in module.paths().items()}
+
+
+@functools.cache
+def trained() -> tuple[Net, mk.optimizers.Adam, Any, Arrays, Arrays]:
+    """Returns a model after a compiled step, always the same one, with the values that it and its slots have then."""
+    module, optimizer = built(0), mk.optimizers.Adam(0.1)
+    step = mk.jit(lambda x: optimizer.minimize(lambda: loss_of(module(x)), module))
+    step(X)
+    return module, optimizer, step, values(module), values(optimizer)
+
+
+PATTERNS: dict[str, Callable[[str], bool]] = {
+    "**": lambda path: True,
+    "head/**": lambda path: path.startswith("head"),
+    "head/layers/1": lambda path: path.startswith("head.layers[1]"),
+    "blocks/1": lambda path: path.startswith("blocks[1]"),
+    "blocks/*/gain": lambda path: path.endswith("gain"),
+    "blocks[1].pair": lambda path: path.startswith("blocks[1].pair"),
+    "blocks/0/decode": lambda path: path.startswith("blocks[0].decode") or path == "blocks[0].encode.w",
+    "**/w": lambda path: path.endswith(".w"),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_fits_is_drawn_as_a_fresh_model_draws_it_and_all_else_stays(pattern: str) -> None:
+    fresh, (module, optimizer, step, before, slots) = values(built(1)), trained()
+    module.assign(before), optimizer.assign(slots)
+    held, ties = module.paths(), [str(tie) for tie in module.ties()]
+    found = module.reinitialize(pattern, seed=1)
+    streams = ("stream.key", "stream.counter")
+    assert set(found) == {path for path in before if PATTERNS[pattern](path) and not path.endswith(streams)}
+    for path, value in values(module).items():
+        np.testing.assert_array_equal(value, fresh[path] if path in found else before[path], err_msg=path)
+    assert all(module.paths()[path] is v for path, v in held.items())
+    assert [str(tie) for tie in module.ties()] == ties and len(ties) == 2
+    assert_bitwise(values(optimizer), slots)
+    step(X)
+    assert len(step.traces) == 1
+
+
+def test_siblings_of_one_name_are_drawn_differently_whether_at_once_or_one_by_one() -> None:
+    mk.seed(0)
+    at_once = mk.Sequential([mk.Linear(4), mk.Linear(4), mk.Linear(4)])
+    at_once(X)
+    one_by_one = copy.deepcopy(at_once)
+    at_once.reinitialize(seed=1)
+    for index in (2, 0, 1):
+        one_by_one.reinitialize(f"layers/{index}", seed=1)
+    assert_bitwise(values(one_by_one), values(at_once))
+    first, second, third = (layer.w.numpy() for layer in at_once.layers)
+    assert not np.array_equal(first, second) and not np.array_equal(second, third)
+
+
+def test_later_draws_are_not_disturbed() -> None:
+    def later(change: Callable[[Net], Any]) -> Arrays:
+        change(built(5))
+        more = Net()
+        mk.build(more, X)
+        return values(more)
+
+    assert_bitwise(later(lambda module: module.reinitialize("head", seed=9)), later(lambda module: None))
+
+
+def test_a_built_module_that_makes_tied_layers_is_drawn_anew_without_a_warning() -> None:
+    class Pair(mk.Module):
+        @mk.once
+        def _initialize(self) -> None:
             self.encode = mk.Linear(3)
             self.decode = self.encode.transpose()
-            self.count = mk.Variable(0, trainable=False, name="count")
+            self.gain = mk.Variable(mk.initializers.RandomNormal()([], jnp.float32), name="gain")
 
-        def __call__(self, x: Any) -> Any:
-            self.count.assign_add(1)
-            return self.decode(self.encode(x))
+        def __call__(self, x: jax.Array) -> jax.Array:
+            self._initialize()
+            return self.decode(self.encode(x)) * self.gain
 
-    tied = Tied()
-    tied(X)
-    old = tied.encode.w.numpy()
-    tied.reinitialize(seed=5)
-    assert [str(tie) for tie in tied.ties()] == ["decode.w (transposed) = encode.w"]
-    assert not np.array_equal(tied.encode.w.value, old)
-    assert int(tied.count) == 0
-
-
-def test_random_streams_go_on() -> None:
-    layer = mk.Dropout(0.5, seed=3)
-    layer(jnp.ones([4]), is_training=True)
-    with pytest.raises(ValueError, match="no path of Dropout"):
-        layer.reinitialize("weights/**", seed=1)
-    assert layer.reinitialize(seed=1) == ()
-    assert int(layer.stream.counter) == 1
+    pair = Pair()
+    pair(X)
+    gain = float(pair.gain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair.reinitialize("gain", seed=8)
+    assert float(pair.gain) != gain and str(pair.ties()[0]) == "decode.w (transposed) = encode.w"
 
 
-def test_what_cannot_be_drawn_anew_is_named_and_nothing_changes() -> None:
-    class Late(mk.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = mk.Linear(3)
+class Appending(mk.Module):
+    """Makes its variables into a list of the constructor's."""
 
-        def __call__(self, x: Any) -> Any:
-            if not hasattr(self, "gain"):
-                self.gain = mk.Variable(2.0, name="gain")
-            return self.linear(x) * self.gain
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[mk.Variable] = []
 
-    late = Late()
-    late(X)
-    before = state(late)
+    @mk.once
+    def _initialize(self) -> None:
+        self.weights.append(mk.Variable(mk.initializers.RandomNormal()([3], jnp.float32), name="w"))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self._initialize()
+        return x.sum() * self.weights[0]
+
+
+def assigned() -> mk.Module:
+    module = mk.Linear(2)
+    module(X)
+    module.extra = mk.Variable(1.0, name="extra")
+    return module
+
+
+def appending() -> mk.Module:
+    module = Appending()
+    module(X)
+    return module
+
+
+def stacked() -> mk.Module:
+    module = mk.stack(mk.Linear(4), 3)
+    module(X)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "paths"),
+    [(assigned, "extra"), (appending, "weights[0]"), (stacked, "layer.b, layer.w")],
+    ids=["assigned by hand", "appended", "stacked"],
+)
+def test_what_cannot_be_drawn_anew_is_named_and_nothing_has_changed(make: Any, paths: str) -> None:
+    module = make()
+    for variable in module.variables:
+        variable.assign_add(jnp.ones(variable.shape))
+    before, held = values(module), module.paths()
     with pytest.raises(ValueError) as raised:
-        late.reinitialize(seed=1)
+        module.reinitialize(seed=1)
     assert str(raised.value) == (
-        "gain of Late() cannot be drawn anew: a variable can be if its module makes it in a method under @mk.once, called "
-        "with arrays and plain values, or in the constructor of a module that was not copied since. Nothing has changed; "
-        "assign the others by hand"
+        f"{paths} of {module!r} cannot be drawn anew: a variable can be if its module makes it in a method under @mk.once, "
+        "called with arrays and plain values, or in the constructor of a module that was not copied since. Nothing has "
+        "changed; assign the others by hand"
     )
-    for path, value in state(late).items():
-        np.testing.assert_array_equal(value, before[path])
-    assert late.reinitialize("linear/**", seed=1) == ("linear.b", "linear.w")
-    with pytest.raises(RuntimeError, match="reinitialize was called inside a transform: call it between two steps"):
-        mk.jit(lambda: late.linear.reinitialize(seed=1))()
-    assert not isinstance(late.linear.w.value, jax.core.Tracer)
+    assert_bitwise(values(module), before)
+    assert module.paths() == held
+
+
+def test_drawing_anew_inside_a_transform_raises() -> None:
+    with pytest.raises(RuntimeError, match=r"^reinitialize was called inside a transform: call it between two steps"):
+        mk.jit(lambda: assigned().reinitialize(seed=1))()
+
+
+def test_a_compiled_step_and_a_handed_out_array_survive_a_new_draw() -> None:
+    module, _, step, before, _ = trained()
+    module.assign(before)
+    held = module.head.layers[0].w.value
+    copied = np.asarray(held).copy()
+    with mk.trial() as attempt:
+        module.reinitialize("head", seed=1)
+        step(X)
+        attempt.rollback()
+    np.testing.assert_array_equal(module.head.layers[0].w.numpy(), copied)
+    module.reinitialize("head", seed=1)
+    step(X), step(X)
+    np.testing.assert_array_equal(np.asarray(held), copied)

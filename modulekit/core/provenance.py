@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_SKIPPED = (_LIBRARY + os.sep, os.path.dirname(os.path.abspath(jax.__file__)) + os.sep, "<frozen", "<string>")
+_JAX = os.path.dirname(os.path.abspath(jax.__file__))
+_skipped = [_LIBRARY + os.sep, _JAX + os.sep, "<frozen", "<string>"]
 
 
 class Origin(NamedTuple):
@@ -22,6 +23,12 @@ class Origin(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
+
+
+def skip(directory: str) -> None:
+    """Counts the files in a directory as this library's, and no user's."""
+    _skipped.append(os.path.abspath(directory) + os.sep)
+    _is_foreign.cache_clear()
 
 
 def user_line() -> Origin:
@@ -53,7 +60,7 @@ def _first_user_line(frame: FrameType) -> Origin:
 
 @functools.cache
 def _is_foreign(file: str) -> bool:
-    return file.startswith(_SKIPPED)
+    return file.startswith(tuple(_skipped))
 
 
 _clock = itertools.count(1)

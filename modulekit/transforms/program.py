@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from modulekit.core import finite, overlay, storage, trial
 from modulekit.core.counters import lendings
@@ -55,7 +56,7 @@ class Program:
         self._lendings = -1
         self._snapshot: Snapshot | None = None
         self._blocks = False
-        self._tally = Tally()
+        self._tallies: dict[tuple[Any, ...], Tally] = {}  # by the shapes of the arguments; each trace may write others
         self._on_trace = on_trace
         self._forms: set[Form] = set()
         self._named: dict[str, Module] = {}
@@ -78,7 +79,7 @@ class Program:
         new = [running.values[v] for v in self.writes]
         self._shared = _sharing(self.writes, self.reads, new, read, result)
         self._ran.update(running.ran)
-        self._tally.writers = running.written
+        self._tallies.setdefault(_shapes(traced), Tally()).writers = running.written
         return new, result
 
     def prepare(self, traced: list[Any]) -> None:
@@ -119,9 +120,6 @@ class Program:
 
     def _call(self, traced: list[Any]) -> Any:
         writes = self.writes
-        if not self._tally.count:
-            for written in writes:
-                written.count_writes_of(self._tally)
         trial.note(writes)
         if self._donate and self._lendings != lendings.count:
             storage.own(writes)
@@ -140,20 +138,32 @@ class Program:
             if done and not self._blocks:
                 storage.store_arrays(writes, done[0][0])
             raise
-        self._tally.add()
+        tally = self._tally_of(traced)
+        if not tally.count:
+            for written in tally.writers:
+                written.count_writes_of(tally)
+        tally.add()
         return done[0][1]
+
+    def _tally_of(self, traced: list[Any]) -> Tally:
+        only = len(self._tallies) == 1
+        return next(iter(self._tallies.values())) if only else self._tallies[_shapes(traced)]
 
     def call_inside(self, traced: list[Any]) -> Any:
         """Runs the program inside another transform, whose overlay answers and takes the values."""
         written = [v.value for v in self.writes]
         new, result = self._undonated(written, [v.value for v in self.reads], traced)
-        storage.commit(self.writes, new, self._tally.writers)
+        storage.commit(self.writes, new, self._tally_of(traced).writers)
         if self._snapshot is None:
             self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))
         running = overlay.active()
         if running is not None:
             running.ran.update((id(module), module) for module in self._snapshot.modules)
         return result
+
+
+def _shapes(traced: list[Any]) -> tuple[Any, ...]:
+    return tuple(map(jnp.shape, traced))
 
 
 def _sharing(
