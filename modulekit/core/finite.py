@@ -54,14 +54,14 @@ class _Switch(threading.local):
     forward_only = False
 
 
-_switch = _Switch()
+switch = _Switch()
 _with_taps = jax.make_user_context(False)  # what JAX traced with taps, it keeps apart from what it traced without
 _reports: list[Callable[[], str]] = []  # callbacks come from threads of XLA's
 
 
 def is_on() -> bool:
     """Returns whether programs that are traced now get taps."""
-    return _switch.on
+    return switch.on
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def find_nonfinite() -> Iterator[None]:
         ...
     modulekit.errors.NonFiniteValueError: forward pass of Sequential(layers=[log, ...]), in the input of layers[1] ...
     """
-    before, _switch.on = _switch.on, True
+    before, switch.on = switch.on, True
     if not before:
         _reports.clear()
     try:
@@ -89,22 +89,22 @@ def find_nonfinite() -> Iterator[None]:
             yield
             finish(())
     finally:
-        _switch.on = before
+        switch.on = before
 
 
 @contextlib.contextmanager
 def forward_only() -> Iterator[None]:
     """Context for forward-mode derivatives, which pass no tap that looks at the backward pass as well."""
-    before, _switch.forward_only = _switch.forward_only, True
+    before, switch.forward_only = switch.forward_only, True
     try:
         yield
     finally:
-        _switch.forward_only = before
+        switch.forward_only = before
 
 
 def finish(results: Any) -> None:
     """Waits for results, where nothing is traced, and raises the first report if there is one."""
-    if not _switch.on or overlay.active() is not None or not foreign.untraced():
+    if not switch.on or overlay.active() is not None or not foreign.untraced():
         return
     jax.block_until_ready(jax.tree.leaves(results))
     if _reports:
@@ -207,7 +207,7 @@ def _look(value: Any, site: Site, direction: str = "forward") -> Any:
     if not is_array or not jnp.issubdtype(value.dtype, jnp.inexact) or value.size == 0:
         return value
     if isinstance(value, jax.core.Tracer):
-        if direction == "forward" and not _switch.forward_only:
+        if direction == "forward" and not switch.forward_only:
             return _tap(jnp.copy(value), site)  # a lane of a NumPy array would be a constant, which JAX refuses there
         return _looked_at(value, site, direction)[0]
     with overlay.concrete():

@@ -32,7 +32,7 @@ class _Open(threading.local):
         self.trials: list[Trial] = []
 
 
-_open = _Open()
+running = _Open()  # in this thread
 
 
 class Trial:
@@ -50,7 +50,7 @@ class Trial:
 
     def __enter__(self) -> Self:
         _check_outside("opened", "open it")
-        _open.trials.append(self)
+        running.trials.append(self)
         return self
 
     def rollback(self) -> None:
@@ -71,7 +71,7 @@ class Trial:
                 self._saved[box] = box.stored()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        _open.trials.remove(self)
+        running.trials.remove(self)
         if error is not None:
             self.rollback()
 
@@ -85,7 +85,7 @@ def _check_outside(done: str, remedy: str) -> None:
 
 def note(boxes: Iterable[Box]) -> None:
     """Tells every open trial of this thread that variables are about to be written."""
-    for opened in _open.trials:
+    for opened in running.trials:
         opened.note(boxes)
 
 

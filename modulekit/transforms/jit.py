@@ -54,7 +54,7 @@ class Jitted(Generic[P, R]):
         traced, key = split(args, kwargs)
         if is_eager():
             return run_eagerly(self._function, key, traced)
-        program = self._programs.get(key)
+        program = (self._tapped_programs if finite.switch.on else self._plain_programs).get(key)
         if program is not None and program.is_current():
             try:
                 if overlay.active() is None and foreign.untraced():

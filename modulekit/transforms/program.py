@@ -57,6 +57,7 @@ class Program:
         self._snapshot: Snapshot | None = None
         self._blocks = False
         self._tallies: dict[tuple[Any, ...], Tally] = {}  # by the shapes of the arguments; each trace may write others
+        self._only_tally: Tally | None = None
         self._on_trace = on_trace
         self._forms: set[Form] = set()
         self._named: dict[str, Module] = {}
@@ -80,6 +81,7 @@ class Program:
         self._shared = _sharing(self.writes, self.reads, new, read, result)
         self._ran.update(running.ran)
         self._tallies.setdefault(_shapes(traced), Tally()).writers = running.written
+        self._only_tally = next(iter(self._tallies.values())) if len(self._tallies) == 1 else None
         return new, result
 
     def prepare(self, traced: list[Any]) -> None:
@@ -120,7 +122,8 @@ class Program:
 
     def _call(self, traced: list[Any]) -> Any:
         writes = self.writes
-        trial.note(writes)
+        if trial.running.trials:
+            trial.note(writes)
         if self._donate and self._lendings != lendings.count:
             storage.own(writes)
             self._lendings = lendings.count
@@ -138,7 +141,7 @@ class Program:
             if done and not self._blocks:
                 storage.store_arrays(writes, done[0][0])
             raise
-        tally = self._tally_of(traced)
+        tally = self._only_tally or self._tally_of(traced)
         if not tally.count:
             for written in tally.writers:
                 written.count_writes_of(tally)
@@ -146,8 +149,7 @@ class Program:
         return done[0][1]
 
     def _tally_of(self, traced: list[Any]) -> Tally:
-        only = len(self._tallies) == 1
-        return next(iter(self._tallies.values())) if only else self._tallies[_shapes(traced)]
+        return self._only_tally or self._tallies[_shapes(traced)]
 
     def call_inside(self, traced: list[Any]) -> Any:
         """Runs the program inside another transform, whose overlay answers and takes the values."""
