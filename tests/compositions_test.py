@@ -105,10 +105,10 @@ def test_any_transform_in_any_other_equals_plain_python_and_leaks_nothing(
 
 
 @cells(rows_of_triples())
-def test_any_three_transforms_in_one_another_equal_plain_python(
+def test_any_three_transforms_in_one_another_equal_plain_python_and_leak_nothing(
     row: Row, transforms: Sequence[Transform], number: int
 ) -> None:
     if row.has_weights and not is_reversible(transforms):
         check_refused(row, transforms, number)
         return
-    check(row, transforms, number, contextlib.nullcontext)
+    check(row, transforms, number, contextlib.nullcontext if row in RANDOM else jax.checking_leaks)
