@@ -1,6 +1,6 @@
 """Sonnet's way of writing networks, on JAX."""
 
-from modulekit import data, errors, initializers, losses, metrics, nets, optimizers
+from modulekit import data, errors, initializers, losses, metrics, nets, optimizers, pad, regularizers
 from modulekit.core.describe import format_variables, log_variables, summary
 from modulekit.core.finite import find_nonfinite
 from modulekit.core.methods import no_name_scope
@@ -18,11 +18,35 @@ from modulekit.core.sharing import (
 )
 from modulekit.core.trial import trial
 from modulekit.core.variable import Variable
+from modulekit.layers.batch_apply import BatchApply, merge_leading_dims, split_leading_dim
+from modulekit.layers.batch_norm import BaseBatchNorm, BatchNorm
+from modulekit.layers.bias import Bias
+from modulekit.layers.conv import Conv1D, Conv2D, Conv3D
+from modulekit.layers.conv_lstm import Conv1DLSTM, Conv2DLSTM, Conv3DLSTM
+from modulekit.layers.conv_transpose import Conv1DTranspose, Conv2DTranspose, Conv3DTranspose
+from modulekit.layers.deep_rnn import DeepRNN, deep_rnn_with_residual_connections, deep_rnn_with_skip_connections
+from modulekit.layers.deferred import Deferred
+from modulekit.layers.depthwise import DepthwiseConv2D
 from modulekit.layers.dropout import Dropout
+from modulekit.layers.embed import Embed
+from modulekit.layers.gradient_rules import leaky_clip_by_value, scale_gradient
+from modulekit.layers.group_norm import GroupNorm
+from modulekit.layers.gru import GRU
+from modulekit.layers.identity import Identity
+from modulekit.layers.layer_norm import InstanceNorm, LayerNorm, RMSNorm
 from modulekit.layers.linear import Linear
+from modulekit.layers.lstm import LSTM, LSTMState
+from modulekit.layers.pool import AvgPool, MaxPool, avg_pool, max_pool
+from modulekit.layers.recurrent_dropout import lstm_with_recurrent_dropout
+from modulekit.layers.reshape import Flatten, Reshape, flatten, reshape
+from modulekit.layers.rnn_core import RNNCore, UnrolledRNN
 from modulekit.layers.sequential import Sequential
 from modulekit.layers.stack import stack
-from modulekit.metrics import Mean, Metric, Sum
+from modulekit.layers.trainable_state import TrainableState
+from modulekit.layers.unroll import dynamic_unroll, static_unroll
+from modulekit.layers.unrolled_lstm import UnrolledLSTM
+from modulekit.layers.vanilla_rnn import VanillaRNN
+from modulekit.metrics import ExponentialMovingAverage, Mean, Metric, Sum
 from modulekit.optimizers import Optimizer
 from modulekit.transforms.batching import vmap
 from modulekit.transforms.build import build, eval_shape, footprint
@@ -38,26 +62,66 @@ from modulekit.transforms.remat import remat
 
 __all__ = [
     "AUTO_REUSE",
+    "GRU",
+    "LSTM",
+    "AvgPool",
+    "BaseBatchNorm",
+    "BatchApply",
+    "BatchNorm",
+    "Bias",
+    "Conv1D",
+    "Conv1DLSTM",
+    "Conv1DTranspose",
+    "Conv2D",
+    "Conv2DLSTM",
+    "Conv2DTranspose",
+    "Conv3D",
+    "Conv3DLSTM",
+    "Conv3DTranspose",
+    "DeepRNN",
+    "Deferred",
+    "DepthwiseConv2D",
     "Dropout",
+    "Embed",
+    "ExponentialMovingAverage",
+    "Flatten",
+    "GroupNorm",
+    "Identity",
+    "InstanceNorm",
+    "LSTMState",
+    "LayerNorm",
     "Linear",
+    "MaxPool",
     "Mean",
     "Metric",
     "Module",
     "Optimizer",
+    "RMSNorm",
+    "RNNCore",
     "RandomStream",
+    "Reshape",
     "Sequential",
     "Sum",
+    "TrainableState",
+    "UnrolledLSTM",
+    "UnrolledRNN",
+    "VanillaRNN",
     "Variable",
     "VariableScope",
     "VariableStore",
     "allow_empty_variables",
+    "avg_pool",
     "build",
     "cond",
     "data",
+    "deep_rnn_with_residual_connections",
+    "deep_rnn_with_skip_connections",
+    "dynamic_unroll",
     "eager",
     "errors",
     "eval_shape",
     "find_nonfinite",
+    "flatten",
     "footprint",
     "fori_loop",
     "format_variables",
@@ -70,8 +134,12 @@ __all__ = [
     "initializers",
     "jit",
     "jvp",
+    "leaky_clip_by_value",
     "log_variables",
     "losses",
+    "lstm_with_recurrent_dropout",
+    "max_pool",
+    "merge_leading_dims",
     "metrics",
     "name_scope",
     "nets",
@@ -79,11 +147,17 @@ __all__ = [
     "no_name_scope",
     "once",
     "optimizers",
+    "pad",
     "per_example_grad",
+    "regularizers",
     "remat",
+    "reshape",
+    "scale_gradient",
     "scan",
     "seed",
+    "split_leading_dim",
     "stack",
+    "static_unroll",
     "summary",
     "switch",
     "trial",

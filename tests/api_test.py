@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 NAMESPACES = {
     "modulekit": None, "modulekit.data": None, "modulekit.nets": None, "modulekit.optimizers": None, "scenarios": None,
     "modulekit.initializers": "Initializer", "modulekit.losses": "", "modulekit.metrics": "", "modulekit.errors": "",
-    "modulekit.checkpoints": "",
+    "modulekit.checkpoints": "", "modulekit.pad": "", "modulekit.regularizers": "", "modulekit.nets.resnet": "",
 }  # fmt: skip
 
 

@@ -51,6 +51,8 @@ def summarize(value: Any) -> str:
     is_array = hasattr(value, "shape") and hasattr(value, "dtype") and not callable(value)
     if is_array and not hasattr(value, "trainable"):
         return f"{value.dtype}[{','.join(str(size) for size in value.shape)}]"
+    if hasattr(type(value), "_summary"):  # a repr that does more than to look
+        return shortened(value._summary())
     if callable(value) and hasattr(value, "__name__") and not isinstance(value, type):
         return str(value.__name__)
     return shortened(repr(value))

@@ -1,5 +1,9 @@
 """Networks made of layers."""
 
+from modulekit.nets import resnet
+from modulekit.nets.cifar10_convnet import Cifar10ConvNet
 from modulekit.nets.mlp import MLP
+from modulekit.nets.resnet import ResNet, ResNet50
+from modulekit.nets.vector_quantizer import VectorQuantizer, VectorQuantizerEMA
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "Cifar10ConvNet", "ResNet", "ResNet50", "VectorQuantizer", "VectorQuantizerEMA", "resnet"]
