@@ -1,8 +1,9 @@
 """Sonnet's way of writing networks, on JAX."""
 
-from modulekit import data, errors, initializers, losses, metrics, nets, optimizers, pad, regularizers
+from modulekit import data, errors, initializers, losses, metrics, mixed_precision, nets, optimizers, pad, regularizers
 from modulekit.core.describe import format_variables, log_variables, summary
 from modulekit.core.finite import find_nonfinite
+from modulekit.core.getters import custom_variable_getter
 from modulekit.core.methods import no_name_scope
 from modulekit.core.module import Module, allow_empty_variables
 from modulekit.core.names import name_scope
@@ -113,6 +114,7 @@ __all__ = [
     "avg_pool",
     "build",
     "cond",
+    "custom_variable_getter",
     "data",
     "deep_rnn_with_residual_connections",
     "deep_rnn_with_skip_connections",
@@ -141,6 +143,7 @@ __all__ = [
     "max_pool",
     "merge_leading_dims",
     "metrics",
+    "mixed_precision",
     "name_scope",
     "nets",
     "next_key",

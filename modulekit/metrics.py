@@ -148,11 +148,11 @@ class ExponentialMovingAverage(Metric):
         self.initialize(value)
         hidden, average = _made(self, self._hidden), _made(self, self.average)
         self._counter.assign_add(1)
-        count = self._counter.value.astype(hidden.dtype)
+        count = self._counter.current().astype(hidden.dtype)
         decay = jnp.asarray(value_of(self.decay), hidden.dtype)
         value = jax.lax.stop_gradient(array_of(value))  # as in Sonnet, where no gradient passes an assignment
-        hidden.assign_sub((hidden - value) * (1 - decay))
-        average.assign(hidden / (1 - decay**count))
+        hidden.assign_sub((hidden.current() - value) * (1 - decay))
+        average.assign(hidden.current() / (1 - decay**count))
 
     @property
     def value(self) -> jax.Array:
@@ -210,7 +210,7 @@ class ExampleMean(Metric):
                 )
             values = jnp.where(mask, values, 0.0)
         added, lost_inside = _compensated_sum(values)
-        total, lost = _two_sum(self.sum.value, added)
+        total, lost = _two_sum(self.sum.current(), added)
         lost = lost + lost_inside
         self.sum.assign(total)
         self.compensation.assign_add(jnp.where(jnp.isfinite(lost), lost, 0.0))  # inf - inf says nothing

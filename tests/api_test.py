@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 NAMESPACES = {
     "modulekit": None, "modulekit.data": None, "modulekit.nets": None, "modulekit.optimizers": None, "scenarios": None,
     "modulekit.initializers": "Initializer", "modulekit.losses": "", "modulekit.metrics": "", "modulekit.errors": "",
+    "modulekit.mixed_precision": "",
     "modulekit.checkpoints": "", "modulekit.pad": "", "modulekit.regularizers": "", "modulekit.nets.resnet": "",
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ PEERS = (
     "pad",
     "losses",
     "metrics",
+    "mixed_precision",
     "optimizers",
     "data",
     "checkpoints",
@@ -23,7 +24,7 @@ PEERS = (
     "sharding",
 )
 RANKS = {"errors": 0, "plugins": 0, "core": 1, "transforms": 2, **dict.fromkeys(PEERS, 3), "layers": 4, "nets": 5}
-FROM_CORE_ONLY = ("initializers", "regularizers", "pad", "losses", "metrics")
+FROM_CORE_ONLY = ("initializers", "regularizers", "pad", "losses", "metrics", "mixed_precision")
 SCENARIO_RANKS = {"base": 0, "updates": 1, "evaluation": 1, "hooks": 2, "recipes": 3}
 
 
@@ -83,7 +84,7 @@ def test_imports_inside_modulekit_point_down() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_initializers_regularizers_pad_losses_and_metrics_import_from_the_core_only() -> None:
+def test_initializers_losses_metrics_and_their_like_import_from_the_core_only() -> None:
     wrong = [
         f"{name}:{line} imports {target}"
         for name, target, line in edges()

@@ -24,6 +24,18 @@ class Arithmetic(metaclass=ExplainedType):
     def value(self) -> jax.Array:
         """The array that the operators act on."""
 
+    @abc.abstractmethod
+    def current(self) -> jax.Array:
+        """Returns the array itself, where `.value` may be another view of it."""
+
+    def read_value(self) -> jax.Array:
+        """Returns `.value`."""
+        return self.value
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Returns the value as a NumPy array of its own."""
+        return np.array(self.value)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         return np.array(self.value, dtype=dtype)
 

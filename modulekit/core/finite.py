@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modulekit.core import chain, foreign, names, overlay
+from modulekit.core import chain, context, foreign, names, overlay
 from modulekit.errors import NonFiniteValueError
 
 
@@ -50,18 +50,16 @@ class Site:
 
 
 class _Switch(threading.local):
-    on = False
     forward_only = False
 
 
 switch = _Switch()
-_with_taps = jax.make_user_context(False)  # what JAX traced with taps, it keeps apart from what it traced without
 _reports: list[Callable[[], str]] = []  # callbacks come from threads of XLA's
 
 
 def is_on() -> bool:
     """Returns whether programs that are traced now get taps."""
-    return switch.on
+    return context.thread.around.taps
 
 
 @contextlib.contextmanager
@@ -81,15 +79,11 @@ def find_nonfinite() -> Iterator[None]:
         ...
     modulekit.errors.NonFiniteValueError: forward pass of Sequential(layers=[log, ...]), in the input of layers[1] ...
     """
-    before, switch.on = switch.on, True
-    if not before:
+    if not is_on():
         _reports.clear()
-    try:
-        with _with_taps(True):
-            yield
-            finish(())
-    finally:
-        switch.on = before
+    with context.changed(taps=True):
+        yield
+        finish(())
 
 
 @contextlib.contextmanager
@@ -104,7 +98,7 @@ def forward_only() -> Iterator[None]:
 
 def finish(results: Any) -> None:
     """Waits for results, where nothing is traced, and raises the first report if there is one."""
-    if not switch.on or overlay.active() is not None or not foreign.untraced():
+    if not is_on() or overlay.active() is not None or not foreign.untraced():
         return
     jax.block_until_ready(jax.tree.leaves(results))
     if _reports:

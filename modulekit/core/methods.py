@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-from modulekit.core import chain, finite, names, overlay, provenance
+from modulekit.core import chain, finite, names, overlay, precision, provenance
 from modulekit.core.once import Once
 
 T = TypeVar("T")
@@ -41,9 +41,10 @@ def in_scope(method: Callable[..., Any]) -> Callable[..., Any]:
         if running is not None:
             running.ran[id(self)] = self
         try:
-            if is_call and finite.is_on():
-                return finite.run(method, self, args, kwargs)
-            return method(self, *args, **kwargs)
+            if not is_call:
+                return method(self, *args, **kwargs)
+            run = method if self._modulekit.policy is None else precision.under(self._modulekit.policy, method)
+            return finite.run(run, self, args, kwargs) if finite.is_on() else run(self, *args, **kwargs)
         except chain.EXPLAINED as error:
             chain.explain(error, stack, args, kwargs)
             raise

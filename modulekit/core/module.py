@@ -14,6 +14,7 @@ from modulekit.core.arithmetic import ArrayLike
 from modulekit.core.counters import changes
 from modulekit.core.explain import ExplainedType, constructor_text
 from modulekit.core.once import Built
+from modulekit.core.precision import Policy
 from modulekit.core.variable import Variable
 
 T = TypeVar("T")
@@ -25,10 +26,11 @@ pickling.register()  # what a module holds must be picklable, activations includ
 class _Hidden:
     """What a module keeps out of `vars`: its name, its repr, what has run once, and whether a program depends on it.
 
-    Also the arguments that it was constructed with, as long as it is not copied.
+    Also its mixed-precision policy, the methods that `mixed_precision.modes` has let run at full precision once, and the
+    arguments that it was constructed with, as long as it is not copied.
     """
 
-    __slots__ = ("construction", "name", "once_done", "scope", "text", "watched")
+    __slots__ = ("construction", "name", "once_done", "policy", "ran_precisely", "scope", "text", "watched")
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -36,20 +38,22 @@ class _Hidden:
         self.text = ""
         self.once_done: dict[str, Built] = {}
         self.watched = False
+        self.policy: Policy | None = None
+        self.ran_precisely: set[str] = set()
         self.construction: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def fresh(self) -> "_Hidden":
         """Returns what a module of the same name and scope keeps that has not run anything under `once`."""
         hidden = _Hidden()
-        hidden.name, hidden.scope, hidden.text = self.name, self.scope, self.text
+        hidden.name, hidden.scope, hidden.text, hidden.policy = self.name, self.scope, self.text, self.policy
         return hidden
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (self.name, self.scope, self.text, self.once_done)
+        return (self.name, self.scope, self.text, self.once_done, self.policy, self.ran_precisely)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.name, self.scope, self.text, done = state
-        self.once_done, self.watched = dict(done), False
+        self.name, self.scope, self.text, done, self.policy, precise = state
+        self.once_done, self.ran_precisely, self.watched = dict(done), set(precise), False
         self.construction = None  # the arguments need not be copied or pickled
 
 
@@ -297,6 +301,11 @@ class Module(metaclass=ModuleType):
     @property
     def _once_done(self) -> dict[str, Built]:
         return self._modulekit.once_done
+
+    def _choices(self) -> dict[str, Any]:
+        """Returns the attributes and the mixed-precision policy: what a compiled program depends on."""
+        policy = self._modulekit.policy
+        return dict(vars(self)) if policy is None else {**vars(self), "mixed-precision policy": policy}
 
     # Copies.
 

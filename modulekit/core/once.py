@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from modulekit.core import draws, overlay, provenance
+from modulekit.core import draws, overlay, precision, provenance
 
 _ATTRIBUTE = "_once_done"
 _PLAIN = (bool, int, float, complex, str, type(None))
@@ -82,7 +82,8 @@ def _specification(array: Any) -> jax.ShapeDtypeStruct:
 def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     counts = draws.snapshot()
     try:
-        with overlay.concrete():
+        (args, kwargs), precise = precision.at_full_precision((args, kwargs))
+        with overlay.concrete(), precise:
             result = function(*args, **kwargs)
     except BaseException:
         draws.restore(counts)

@@ -49,7 +49,7 @@ class RandomStream(Module):
     def next_key(self) -> jax.Array:
         """Returns a typed key that no other draw of this stream gets, and counts it."""
         self._initialize()
-        key = jax.random.fold_in(jax.random.wrap_key_data(self.key.value), self.counter.value)
+        key = jax.random.fold_in(jax.random.wrap_key_data(self.key.current()), self.counter.current())
         self.counter.assign_add(1)
         return key
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from modulekit.core import foreign, names, overlay, provenance, trial
+from modulekit.core import context, foreign, getters, names, overlay, provenance, trial
 from modulekit.core.arithmetic import Arithmetic, ArrayLike, value_of
 from modulekit.core.counters import changes, lendings
 from modulekit.core.explain import summarize
@@ -147,25 +147,27 @@ class Variable(Arithmetic):
 
     @property
     def value(self) -> jax.Array:
-        """The current array: a tracer while one of modulekit's transforms traces.
+        """The current array, as `custom_variable_getter` and mixed precision let it be seen.
+
+        It is a tracer while one of modulekit's transforms traces.
 
         Raises:
           ForeignTransformError: a plain JAX transform would bake the value into a compiled program.
         """
+        around = context.thread.around
+        if around is not context.NOTHING and (around.getters or around.compute_dtype is not None):
+            seen: jax.Array = getters.as_seen(self)
+            return seen
+        return self.current()
+
+    def current(self) -> jax.Array:
+        """Returns the current array as it is, whatever getters and casts are switched on; else as `.value`."""
         running = overlay.active()
         if running is not None:
             return running.read(self)
         if not overlay.is_concrete() and not foreign.untraced() and foreign.stages():
             raise foreign.refuse_read(self.describe())
         return self.stored()
-
-    def read_value(self) -> jax.Array:
-        """Returns `.value`."""
-        return self.value
-
-    def numpy(self) -> np.ndarray[Any, Any]:
-        """Returns the value as a NumPy array of its own."""
-        return np.array(self.value)
 
     def assign(self, value: ArrayLike) -> None:
         """Replaces the value.
@@ -193,12 +195,12 @@ class Variable(Arithmetic):
     def assign_add(self, value: ArrayLike) -> None:
         """Adds `value` (an array of the variable's shape, or a number) to the variable."""
         change = self._change(value)
-        self.assign(self.value + change)
+        self.assign(self.current() + change)
 
     def assign_sub(self, value: ArrayLike) -> None:
         """Subtracts `value` (an array of the variable's shape, or a number) from the variable."""
         change = self._change(value)
-        self.assign(self.value - change)
+        self.assign(self.current() - change)
 
     def freeze(self) -> None:
         """Keeps the variable as it is until `thaw`; compiled functions notice."""
@@ -308,7 +310,7 @@ class Variable(Arithmetic):
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "array": np.asarray(self.value), "name": self._name, "origin": tuple(self._origin),
+            "array": np.asarray(self.current()), "name": self._name, "origin": tuple(self._origin),
             "trainable": self._trainable, "frozen": self._frozen, "version": self.version,
             "writer": tuple(self.last_writer),
         }  # fmt: skip

@@ -60,9 +60,9 @@ class Transformed(Optimizer):
         places = self._slots.of(parameters)
         used = [slots or [] for u, slots in zip(updates, places, strict=True) if u is not None]
         variables = layout.arrange(used, [getattr(self, name) for name in self._counters or ()])
-        state = layout.state([v.value for v in variables])
+        state = layout.state([v.current() for v in variables])
         gradients = [jnp.asarray(value_of(u)) for u in updates if u is not None]
-        steps, state = transformation.update(gradients, state, [p.value for p in given])
+        steps, state = transformation.update(gradients, state, [p.current() for p in given])
         for variable, new in zip(variables, plain_leaves(state), strict=True):
             variable.assign(new.astype(variable.dtype))
         for parameter, step in zip(given, steps, strict=True):
@@ -74,7 +74,7 @@ class Transformed(Optimizer):
             return
         layout = Layout(transformation, parameters)
         with names.absolute(self.scope_name), concrete():
-            first = plain_leaves(transformation.init([p.value for p in parameters]))
+            first = plain_leaves(transformation.init([p.current() for p in parameters]))
             if self._counters is None:
                 self._counters = tuple(self._make_counter(layout, first, place) for place in layout.of(SHARED))
             for index, (parameter, slots) in enumerate(zip(parameters, owned, strict=True)):

@@ -1,12 +1,12 @@
 """`jit`: a compiled function that reads and writes variables like an ordinary one."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import jax
 
-from modulekit.core import finite, foreign, overlay
+from modulekit.core import context, finite, foreign, overlay
 from modulekit.core.methods import in_scope
 from modulekit.core.module import Module
 from modulekit.transforms.arguments import split
@@ -19,6 +19,7 @@ from modulekit.transforms.settle import Footprint, Unsettled
 P = ParamSpec("P")
 R = TypeVar("R")
 _MORE_VARIABLES = ["a later call has used more variables"]
+_OTHER_CONTEXT = "variable getters or the mixed-precision mode around the call changed"
 
 
 class Jitted(Generic[P, R]):
@@ -35,7 +36,7 @@ class Jitted(Generic[P, R]):
         self._donate = donate
         self._known = known
         self._plain_programs: dict[tuple[Any, ...], Program] = {}
-        self._tapped_programs: dict[tuple[Any, ...], Program] = {}  # those compiled in `find_nonfinite`
+        self._other_programs: dict[Hashable, dict[tuple[Any, ...], Program]] = {}  # by what was switched on
 
     def __set_name__(self, owner: type, name: str) -> None:
         if issubclass(owner, Module):
@@ -54,7 +55,8 @@ class Jitted(Generic[P, R]):
         traced, key = split(args, kwargs)
         if is_eager():
             return run_eagerly(self._function, key, traced)
-        program = (self._tapped_programs if finite.switch.on else self._plain_programs).get(key)
+        around = context.key()
+        program = (self._plain_programs if around is None else self._programs(around)).get(key)
         if program is not None and program.is_current():
             try:
                 if overlay.active() is None and foreign.untraced():
@@ -62,12 +64,16 @@ class Jitted(Generic[P, R]):
                 return program.call_inside(traced)
             except Unsettled:
                 return self._settled(key, traced, program.footprint, [], _MORE_VARIABLES)[1]
-        changed = [] if program is None else program.changes()
+        changed = self._other_context(key) if program is None else program.changes()
         return self._settled(key, traced, self._start(), changed, changed)[1]
 
-    @property
-    def _programs(self) -> dict[tuple[Any, ...], Program]:
-        return self._tapped_programs if finite.is_on() else self._plain_programs
+    def _programs(self, around: Hashable) -> dict[tuple[Any, ...], Program]:
+        return self._plain_programs if around is None else self._other_programs.setdefault(around, {})
+
+    def _other_context(self, key: tuple[Any, ...]) -> list[str]:
+        """Returns why a call with arguments that another program knows is traced again: what is switched on around it."""
+        known = [programs for programs in (self._plain_programs, *self._other_programs.values()) if key in programs]
+        return [_OTHER_CONTEXT] if known and not finite.is_on() else []
 
     def _start(self) -> Footprint:
         return Footprint() if self._known is None else self._known.copy()
@@ -93,7 +99,7 @@ class Jitted(Generic[P, R]):
             return program, program.call_inside(traced)
 
         program, result = footprint.settle(attempt, "jit")
-        self._programs[key] = program
+        self._programs(context.key())[key] = program
         return program, result
 
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:

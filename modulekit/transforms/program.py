@@ -153,8 +153,8 @@ class Program:
 
     def call_inside(self, traced: list[Any]) -> Any:
         """Runs the program inside another transform, whose overlay answers and takes the values."""
-        written = [v.value for v in self.writes]
-        new, result = self._undonated(written, [v.value for v in self.reads], traced)
+        written = [v.current() for v in self.writes]
+        new, result = self._undonated(written, [v.current() for v in self.reads], traced)
         storage.commit(self.writes, new, self._tally_of(traced).writers)
         if self._snapshot is None:
             self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))

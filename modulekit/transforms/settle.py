@@ -121,7 +121,7 @@ def plain(tree: Any) -> Any:
 
 def values_of(variables: Iterable[Variable]) -> list[jax.Array]:
     """Returns the current value of each variable, as the caller sees it."""
-    return [variable.value for variable in variables]
+    return [variable.current() for variable in variables]
 
 
 def listed(stacked: Sequence[Variable | Module]) -> list[Variable]:

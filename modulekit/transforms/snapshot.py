@@ -32,7 +32,7 @@ class Snapshot:
         self._modules: dict[int, Module] = {}
         for module in modules:
             self._modules.update((id(inner), inner) for inner in modules_in(module))
-        self._attributes = {key: dict(vars(module)) for key, module in self._modules.items()}
+        self._attributes = {key: module._choices() for key, module in self._modules.items()}
         seen = dict.fromkeys((*variables, *self._variables()))
         self._flags = [(variable, _flags(variable)) for variable in seen]
         self._containers = [
@@ -71,7 +71,7 @@ class Snapshot:
 
     def _changed_attributes(self) -> Iterator[tuple[Module, str, Any, Any]]:
         for key, module in self._modules.items():
-            now, then = vars(module), self._attributes[key]
+            now, then = module._choices(), self._attributes[key]
             for name in {**then, **now}:
                 before, after = then.get(name, _ABSENT), now.get(name, _ABSENT)
                 if not _same(after, before):

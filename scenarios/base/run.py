@@ -53,7 +53,7 @@ class Run:
         if self.settings.directory is not None:
             check_writable(self.settings.directory, "save_dir")
         stream = default_stream()
-        kept = (stream.key.value, stream.counter.value)
+        kept = (stream.key.current(), stream.counter.current())
         try:
             return self._run(parts, examples, eval_examples, hooks)
         finally:

@@ -171,11 +171,11 @@ class Stepper:
     def _step(self, arrays: Any, rows: Any, step: Any) -> tuple[Any, dict[str, Any]]:
         """Runs one update, unless its values turn out not to be finite; returns whether they are, and the metrics."""
         variables = self.variables
-        before = [v.value for v in variables]
+        before = [v.current() for v in variables]
         metrics = self._plain_step(arrays, rows, step)
         finite = _all_finite((*metrics.values(), *self._weights()))
         for variable, old in zip(variables, before, strict=True):
-            variable.assign(jnp.where(finite, variable.value, old))
+            variable.assign(jnp.where(finite, variable.current(), old))
         return finite, metrics
 
     def _plain_step(self, arrays: Any, rows: Any, step: Any) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Stepper:
         return {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
 
     def _weights(self) -> list[Any]:
-        return [v.value for v in self.variables if v.trainable and jnp.issubdtype(v.dtype, jnp.inexact)]
+        return [v.current() for v in self.variables if v.trainable and jnp.issubdtype(v.dtype, jnp.inexact)]
 
     def _restart_stream(self, step: Any) -> None:
         """Random numbers of a step are a function of (seed, step)."""
