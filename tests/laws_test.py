@@ -1,7 +1,6 @@
 """Laws that every module of the catalogue obeys: transforms, first calls, copies and failures change no meaning."""
 
 import contextlib
-import copy
 import pickle
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from catalogue import (
     ROWS,
-    STEPS,
     TRAINED,
     Row,
     assert_bitwise,
@@ -23,6 +21,59 @@ from catalogue import (
     name_of,
     state,
     variables_of,
+)
+from ways import (
+    Stop,
+    by_fori_loop,
+    by_jit,
+    by_jit_of_scan,
+    by_nested_jit,
+    by_one_jit,
+    by_pure_jit,
+    by_pure_scan,
+    by_scan,
+    by_scan_of_jit,
+    by_scan_of_scan,
+    by_unrolled_scan,
+    by_while_loop,
+    copied,
+    eager,
+    eager_first_state,
+    fail_after_scan_in_jit,
+    fail_in_a_debug_callback,
+    fail_in_grad_in_jit,
+    fail_in_jit,
+    fail_in_scan,
+    fail_in_value_and_grad,
+    fail_in_while_loop,
+    fail_while_running,
+    first_by_build,
+    first_by_fori_loop,
+    first_by_jit,
+    first_by_jit_around_grad,
+    first_by_jit_of_jit_of_scan,
+    first_by_lowering,
+    first_by_scan,
+    first_by_scan_of_grad,
+    first_by_value_and_grad,
+    gradient,
+    gradient_by_fori_loop,
+    gradient_by_implicit_variables,
+    gradient_by_jax,
+    gradient_by_jit,
+    gradient_by_jit_of_jit,
+    gradient_by_scan,
+    gradient_of_jit,
+    gradient_of_jit_of_scan,
+    gradient_of_scan,
+    pickled,
+    trained_by_grad_of_jit,
+    trained_by_jit,
+    trained_by_jit_of_scan,
+    trained_by_minimize,
+    trained_by_scan,
+    trained_eagerly,
+    vmapped,
 )
 
 import modulekit as mk
@@ -40,107 +91,6 @@ def each(rows: list[Row], some: list[Any], others: list[Any]) -> Any:
     few = [row for row in rows if row in REPRESENTATIVE]
     pairs = [(row, way) for way in some for row in rows] + [(row, way) for way in others for row in few]
     return pytest.mark.parametrize(("row", "way"), pairs, ids=name_of)
-
-
-# Ways to call a module several times. Each returns the stacked outputs, or the last one where a loop keeps no others.
-
-
-def eager(row: Row, module: Any) -> Any:
-    return jnp.stack([row.call(module, *inputs) for inputs in zip(*row.steps(), strict=True)])
-
-
-def by_jit(row: Row, module: Any) -> Any:
-    compiled = mk.jit(lambda *inputs: row.call(module, *inputs))
-    return jnp.stack([compiled(*inputs) for inputs in zip(*row.steps(), strict=True)])
-
-
-def by_one_jit(row: Row, module: Any) -> Any:
-    return mk.jit(lambda: eager(row, module))()
-
-
-def by_nested_jit(row: Row, module: Any) -> Any:
-    inner = mk.jit(lambda inputs: row.call(module, *inputs))
-    outer = mk.jit(lambda *inputs: inner(inputs))
-    return jnp.stack([outer(*inputs) for inputs in zip(*row.steps(), strict=True)])
-
-
-def by_scan(row: Row, module: Any) -> Any:
-    return mk.scan(lambda carry, inputs: (carry, row.call(module, *inputs)), None, row.steps())[1]
-
-
-def by_unrolled_scan(row: Row, module: Any) -> Any:
-    return mk.scan(lambda carry, inputs: (carry, row.call(module, *inputs)), None, row.steps(), unroll=2)[1]
-
-
-def by_jit_of_scan(row: Row, module: Any) -> Any:
-    return mk.jit(lambda steps: mk.scan(lambda _, inputs: (None, row.call(module, *inputs)), None, steps)[1])(
-        row.steps()
-    )
-
-
-def by_scan_of_jit(row: Row, module: Any) -> Any:
-    compiled = mk.jit(lambda inputs: row.call(module, *inputs))
-    return mk.scan(lambda _, inputs: (None, compiled(inputs)), None, row.steps())[1]
-
-
-def by_scan_of_scan(row: Row, module: Any) -> Any:
-    def outer(_: Any, steps: Any) -> tuple[Any, Any]:
-        return mk.scan(lambda _, inputs: (None, row.call(module, *inputs)), None, steps)
-
-    outputs = mk.scan(outer, None, jax.tree.map(lambda x: x[:, None], row.steps()))[1]
-    return outputs[:, 0]
-
-
-def by_fori_loop(row: Row, module: Any) -> Any:
-    steps = jax.tree.map(jnp.asarray, row.steps())
-    shape = jax.ShapeDtypeStruct(*_output_spec(row))
-
-    def body(i: Any, outputs: Any) -> Any:
-        return outputs.at[i].set(row.call(module, *(x[i] for x in steps)))
-
-    return mk.fori_loop(0, STEPS, body, jnp.zeros((STEPS, *shape.shape), shape.dtype))
-
-
-def by_while_loop(row: Row, module: Any) -> Any:
-    steps = jax.tree.map(jnp.asarray, row.steps())
-    shape = jax.ShapeDtypeStruct(*_output_spec(row))
-
-    def body(loop: Any) -> Any:
-        i, outputs = loop
-        return i + 1, outputs.at[i].set(row.call(module, *(x[i] for x in steps)))
-
-    start = (0, jnp.zeros((STEPS, *shape.shape), shape.dtype))
-    return mk.jit(lambda: mk.while_loop(lambda loop: loop[0] < STEPS, body, start)[1])()
-
-
-def by_pure_jit(row: Row, module: Any) -> Any:
-    mk.build(module, *row.inputs, **row.options)
-    pure, values = mk.functionalize(lambda inputs: row.call(module, *inputs), variables_of(module))
-    compiled, outputs = jax.jit(pure), []
-    for inputs in zip(*row.steps(), strict=True):
-        output, values = compiled(values, inputs)
-        outputs.append(output)
-    pure.commit(values)
-    return jnp.stack(outputs)
-
-
-def by_pure_scan(row: Row, module: Any) -> Any:
-    mk.build(module, *row.inputs, **row.options)
-    pure, values = mk.functionalize(lambda inputs: row.call(module, *inputs), variables_of(module))
-
-    def step(values: Any, inputs: Any) -> tuple[Any, Any]:
-        output, values = pure(values, inputs)
-        return values, output
-
-    values, outputs = jax.lax.scan(step, values, row.steps())
-    pure.commit(values)
-    return outputs
-
-
-def _output_spec(row: Row) -> tuple[tuple[int, ...], Any]:
-    output = row.call(row.make(), *row.inputs)
-    mk.seed(7)
-    return output.shape, output.dtype
 
 
 ALWAYS = [by_jit, by_jit_of_scan, by_scan_of_jit, by_pure_jit]
@@ -175,47 +125,6 @@ def test_a_transform_changes_no_integer_state_at_all(row: Row) -> None:
 # Training.
 
 
-def trained_eagerly(row: Row, module: Any, optimizer: mk.Optimizer) -> list[float]:
-    return [float(_update(row, module, optimizer, inputs)) for inputs in zip(*row.steps(), strict=True)]
-
-
-def trained_by_jit(row: Row, module: Any, optimizer: mk.Optimizer) -> list[float]:
-    update = mk.jit(lambda inputs: _update(row, module, optimizer, inputs))
-    return [float(update(inputs)) for inputs in zip(*row.steps(), strict=True)]
-
-
-def trained_by_scan(row: Row, module: Any, optimizer: mk.Optimizer) -> list[float]:
-    return mk.scan(lambda _, inputs: (None, _update(row, module, optimizer, inputs)), None, row.steps())[1].tolist()
-
-
-def trained_by_jit_of_scan(row: Row, module: Any, optimizer: mk.Optimizer) -> list[float]:
-    def run(steps: Any) -> Any:
-        return mk.scan(lambda _, inputs: (None, _update(row, module, optimizer, inputs)), None, steps)[1]
-
-    return mk.jit(run)(row.steps()).tolist()
-
-
-def trained_by_grad_of_jit(row: Row, module: Any, optimizer: mk.Optimizer) -> list[float]:
-    loss_of = mk.jit(lambda inputs: row.loss(module, *inputs))
-    losses = []
-    for inputs in zip(*row.steps(), strict=True):
-        loss, gradients = mk.value_and_grad(loss_of, module)(inputs)
-        optimizer.apply(gradients, module.trainable_variables)
-        losses.append(float(loss))
-    return losses
-
-
-def trained_by_minimize(row: Row, module: Any, optimizer: mk.Optimizer) -> list[float]:
-    update = mk.jit(lambda *inputs: optimizer.minimize(lambda: row.loss(module, *inputs), module))
-    return [float(update(*inputs)) for inputs in zip(*row.steps(), strict=True)]
-
-
-def _update(row: Row, module: Any, optimizer: mk.Optimizer, inputs: Any) -> Any:
-    loss, gradients = mk.value_and_grad(lambda: row.loss(module, *inputs), module)()
-    optimizer.apply(gradients, module.trainable_variables)
-    return loss
-
-
 @each(TRAINED, [trained_by_jit], [trained_by_scan, trained_by_jit_of_scan, trained_by_grad_of_jit, trained_by_minimize])
 def test_training_under_any_transform_equals_eager_training_from_the_first_step(row: Row, way: Any) -> None:
     module, optimizer = row.fresh(), mk.optimizers.Momentum(0.1, 0.9)
@@ -230,79 +139,7 @@ def test_training_under_any_transform_equals_eager_training_from_the_first_step(
     assert_near(state(optimizer), expected_slots)
 
 
-def eager_first_state(row: Row) -> dict[str, np.ndarray]:
-    module = row.fresh()
-    mk.build(module, *row.inputs, **row.options)
-    first = state(module)
-    row.fresh()
-    return first
-
-
 # Gradients, by pairs of transforms.
-
-
-def gradient(row: Row, module: Any) -> list[Any]:
-    return mk.grad(lambda: row.loss(module), module)()
-
-
-def gradient_by_jit(row: Row, module: Any) -> list[Any]:
-    return mk.jit(lambda inputs: mk.grad(lambda: row.loss(module, *inputs), module)())(row.inputs)
-
-
-def gradient_of_jit(row: Row, module: Any) -> list[Any]:
-    return mk.grad(mk.jit(lambda *inputs: row.loss(module, *inputs)), module)(*row.inputs)
-
-
-def gradient_by_jit_of_jit(row: Row, module: Any) -> list[Any]:
-    inner = mk.jit(lambda *inputs: row.loss(module, *inputs))
-    return mk.jit(lambda inputs: mk.grad(inner, module)(*inputs))(row.inputs)
-
-
-def gradient_by_scan(row: Row, module: Any) -> list[Any]:
-    stacked = jax.tree.map(lambda x: x[None], row.inputs)
-    found = mk.scan(lambda _, inputs: (None, mk.grad(row.loss, module)(module, *inputs)), None, stacked)[1]
-    return [gradients[0] for gradients in found]
-
-
-def gradient_of_scan(row: Row, module: Any) -> list[Any]:
-    stacked = jax.tree.map(lambda x: x[None], row.inputs)
-
-    def loss() -> Any:
-        return mk.scan(lambda total, inputs: (total + row.loss(module, *inputs), None), 0.0, stacked)[0]
-
-    return mk.grad(loss, module)()
-
-
-def gradient_by_fori_loop(row: Row, module: Any) -> list[Any]:
-    mk.build(module, *row.inputs, **row.options)
-    zeros = [jnp.zeros(v.shape, v.dtype) for v in module.trainable_variables]
-    return mk.fori_loop(0, 1, lambda _, __: mk.grad(lambda: row.loss(module), module)(), zeros)
-
-
-def gradient_of_jit_of_scan(row: Row, module: Any) -> list[Any]:
-    stacked = jax.tree.map(lambda x: x[None], row.inputs)
-    inner = mk.jit(lambda xs: mk.scan(lambda t, inputs: (t + row.loss(module, *inputs), None), 0.0, xs)[0])
-    return mk.grad(inner, module)(stacked)
-
-
-def gradient_by_jax(row: Row, module: Any) -> list[Any]:
-    mk.build(module, *row.inputs, **row.options)
-    trained = list(module.trainable_variables)
-    others = [v for v in variables_of(module) if v not in trained]
-    pure, values = mk.functionalize(lambda: row.loss(module), [*trained, *others])
-    split = len(trained)
-    gradients, new = jax.grad(lambda ws: pure([*ws, *values[split:]]), has_aux=True)(values[:split])
-    pure.commit(new)
-    return gradients
-
-
-def gradient_by_implicit_variables(row: Row, module: Any) -> list[Any]:
-    pairs = dict(_implicit_pairs(row, module))
-    return [pairs[v] for v in module.trainable_variables]
-
-
-def _implicit_pairs(row: Row, module: Any) -> list[tuple[mk.Variable, Any]]:
-    return [(v, g) for g, v in mk.implicit_value_and_gradients(lambda: row.loss(module))()[1]]
 
 
 @each(
@@ -329,11 +166,6 @@ def test_the_eager_gradient_is_that_of_jax_grad_bitwise(row: Row) -> None:
     module = row.fresh()
     for actual, wanted in zip(gradient(row, module), expected, strict=True):
         np.testing.assert_array_equal(actual, wanted, strict=True)
-
-
-def vmapped(row: Row, module: Any, steps: Any) -> Any:
-    pure, values = mk.functionalize(lambda *inputs: row.call(module, *inputs), variables_of(module))
-    return jax.vmap(lambda inputs: pure(values, *inputs)[0])(steps)
 
 
 DETERMINISTIC = [row for row in TRAINED if row.name not in ("dropout_in_training", "mlp_with_dropout", "random_stream")]
@@ -377,43 +209,6 @@ def test_a_gradient_passes_through_vmap_and_vmap_through_a_gradient(row: Row) ->
 # First calls.
 
 
-def first_by_value_and_grad(row: Row, module: Any) -> None:
-    mk.value_and_grad(lambda: jnp.sum(row.call(module)), module)()
-
-
-def first_by_jit_around_grad(row: Row, module: Any) -> None:
-    mk.jit(lambda: mk.grad(lambda: jnp.sum(row.call(module)), module)())()
-
-
-def first_by_scan_of_grad(row: Row, module: Any) -> None:
-    mk.scan(lambda _, __: (None, mk.grad(lambda: jnp.sum(row.call(module)), module)()), None, length=1)
-
-
-def first_by_jit(row: Row, module: Any) -> None:
-    mk.jit(lambda *inputs: row.call(module, *inputs))(*row.inputs)
-
-
-def first_by_scan(row: Row, module: Any) -> None:
-    mk.scan(lambda _, inputs: (None, row.call(module, *inputs)), None, jax.tree.map(lambda x: x[None], row.inputs))
-
-
-def first_by_fori_loop(row: Row, module: Any) -> None:
-    mk.fori_loop(0, 1, lambda _, total: total + jnp.sum(row.call(module)), 0.0)
-
-
-def first_by_jit_of_jit_of_scan(row: Row, module: Any) -> None:
-    inner = mk.jit(lambda: mk.scan(lambda _, __: (None, row.call(module)), None, length=1)[1])
-    mk.jit(lambda: inner() * 2)()
-
-
-def first_by_build(row: Row, module: Any) -> None:
-    mk.build(module, *row.inputs, **row.options)
-
-
-def first_by_lowering(row: Row, module: Any) -> None:
-    mk.jit(lambda *inputs: row.call(module, *inputs)).lower(*row.inputs)
-
-
 # An abandoned scan inside a jit is reported by JAX's leak checker even where plain JAX code abandons it.
 UNCHECKED = (first_by_jit_of_jit_of_scan,)
 
@@ -451,14 +246,6 @@ def test_building_draws_first_weights_and_writes_nothing_else(row: Row) -> None:
 
 
 # Copies.
-
-
-def copied(module: Any) -> Any:
-    return copy.deepcopy(module)
-
-
-def pickled(module: Any) -> Any:
-    return pickle.loads(pickle.dumps(module))
 
 
 @pytest.mark.parametrize("copies", [copied, pickled], ids=name_of)
@@ -529,82 +316,6 @@ def test_pickles_of_every_row_are_the_same_module_in_another_process(tmp_path: P
 
 
 # Failures.
-
-
-class Stop(Exception):
-    """What the failing functions below raise."""
-
-
-def fail_in_jit(row: Row, module: Any) -> None:
-    def run() -> None:
-        row.call(module)
-        raise Stop
-
-    mk.jit(run)()
-
-
-def fail_in_grad_in_jit(row: Row, module: Any) -> None:
-    def loss() -> Any:
-        row.call(module)
-        raise Stop
-
-    mk.jit(lambda: mk.grad(loss, module)())()
-
-
-def fail_in_scan(row: Row, module: Any) -> None:
-    def step(carry: Any, _: Any) -> Any:
-        row.call(module)
-        raise Stop
-
-    mk.scan(step, None, length=2)
-
-
-def fail_after_scan_in_jit(row: Row, module: Any) -> None:
-    def run() -> None:
-        mk.scan(lambda carry, _: (carry, row.call(module)), None, length=2)
-        raise Stop
-
-    mk.jit(run)()
-
-
-def fail_in_while_loop(row: Row, module: Any) -> None:
-    def body(i: Any) -> Any:
-        row.call(module)
-        raise Stop
-
-    mk.while_loop(lambda i: i < 3, body, 0)
-
-
-def fail_in_value_and_grad(row: Row, module: Any) -> None:
-    def loss() -> Any:
-        row.call(module)
-        raise Stop
-
-    mk.value_and_grad(loss, module)()
-
-
-def fail_while_running(row: Row, module: Any) -> None:
-    def shout(_: Any) -> Any:
-        raise Stop
-
-    def run() -> Any:
-        output = row.call(module)
-        return jax.pure_callback(shout, jax.ShapeDtypeStruct((), jnp.float32), output.sum())
-
-    jax.block_until_ready(mk.jit(run)())
-
-
-def fail_in_a_debug_callback(row: Row, module: Any) -> None:
-    def shout(_: Any) -> None:
-        raise Stop
-
-    def run() -> Any:
-        output = row.call(module)
-        jax.debug.callback(shout, output.sum())
-        return output
-
-    jax.block_until_ready(mk.jit(run)())
-    jax.effects_barrier()
 
 
 @each(
