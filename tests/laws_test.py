@@ -305,7 +305,11 @@ def test_pickles_of_every_row_are_the_same_module_in_another_process(tmp_path: P
     environment = {"PYTHONPATH": f"{HERE}:{HERE.parent}", "JAX_PLATFORMS": "cpu", "PATH": ""}
     script = HERE / "subprocesses" / "unpickle_rows.py"
     result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(script), str(tmp_path), "catalogue"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     for row in ROWS:
