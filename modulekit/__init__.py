@@ -1,5 +1,8 @@
 """Sonnet's way of writing networks, on JAX."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from modulekit import data, errors, initializers, losses, metrics, mixed_precision, nets, optimizers, pad, regularizers
 from modulekit.core.describe import format_variables, log_variables, summary
 from modulekit.core.finite import find_nonfinite
@@ -60,6 +63,9 @@ from modulekit.transforms.jit import jit
 from modulekit.transforms.loops import fori_loop, scan, while_loop
 from modulekit.transforms.per_example import per_example_grad
 from modulekit.transforms.remat import remat
+
+if TYPE_CHECKING:
+    from modulekit import sonnet
 
 __all__ = [
     "AUTO_REUSE",
@@ -158,6 +164,7 @@ __all__ = [
     "scale_gradient",
     "scan",
     "seed",
+    "sonnet",
     "split_leading_dim",
     "stack",
     "static_unroll",
@@ -169,3 +176,10 @@ __all__ = [
     "vmap",
     "while_loop",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what most programs do without, when it is asked for: the reader of Sonnet's checkpoints."""
+    if name == "sonnet":
+        return importlib.import_module("modulekit.sonnet")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,4 +26,4 @@ class TieWarning(UserWarning):
 
 
 class CheckpointError(RuntimeError):
-    """A saved state does not fit the objects that it is restored into."""
+    """A saved state cannot be read, or does not fit the objects that it is restored into."""

@@ -18,6 +18,7 @@ NAMESPACES = {
     "modulekit.initializers": "Initializer", "modulekit.losses": "", "modulekit.metrics": "", "modulekit.errors": "",
     "modulekit.mixed_precision": "",
     "modulekit.checkpoints": "", "modulekit.pad": "", "modulekit.regularizers": "", "modulekit.nets.resnet": "",
+    "modulekit.sonnet": None,
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def make(data_format: str = "NHWC") -> Any:
 def expected(net: Any, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """The outputs with the statistics of the batch."""
     activations = []
-    for conv, norm in zip(net.convs, net.batch_norms, strict=True):
+    for conv, norm in zip(net.conv_modules, net.bn_modules, strict=True):
         w, stride = exact(conv.w), conv.stride
         padding = [same_padding(size, 3, stride) for size in x.shape[1:3]]
         x = convolution(x, w, [stride] * 2, [1, 1], padding) + exact(conv.b)
@@ -33,7 +33,7 @@ def expected(net: Any, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         x = np.maximum(x, 0)
         activations.append(x)
     activations.append(x.mean(axis=(1, 2)))
-    return activations[-1] @ exact(net.logits.w) + exact(net.logits.b), activations
+    return activations[-1] @ exact(net.logits_module.w) + exact(net.logits_module.b), activations
 
 
 @pytest.mark.parametrize("training", [True, False])

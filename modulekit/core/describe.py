@@ -17,7 +17,8 @@ def spec_of(variable: Any) -> str:
     return f"{_SHORT.get(word, word)}{text[len(word) :]}[{','.join(str(size) for size in variable.shape)}]"
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table of texts: a line of headers, a rule, and a line for each row."""
     widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     head = "| " + " | ".join(cell.ljust(w) for cell, w in zip(headers, widths, strict=True)) + " |"
@@ -38,7 +39,7 @@ def format_variables(variables: Sequence[Variable]) -> str:
     """
     ordered = sorted(variables, key=lambda v: (v.name.rpartition("/")[0], -v.ndim, v.name))
     rows = [(v.name, spec_of(v), str(v.trainable), _device(v)) for v in ordered]
-    return _table(("Variable", "Spec", "Trainable", "Device"), rows)
+    return table(("Variable", "Spec", "Trainable", "Device"), rows)
 
 
 def _device(variable: Variable) -> str:
@@ -65,6 +66,6 @@ def summary(module: Any) -> str:
     size = sum(v.size * v.dtype.itemsize for v in paths.values())
     plural = "" if len(paths) == 1 else "s"
     return (
-        f"{module!r}\n{_table(('Path', 'Name', 'Spec', 'Trainable', 'Size'), rows)}\n"
+        f"{module!r}\n{table(('Path', 'Name', 'Spec', 'Trainable', 'Size'), rows)}\n"
         f"{total:,} parameters in {len(paths)} variable{plural}, {trainable:,} of them trainable, {size:,} bytes"
     )

@@ -58,11 +58,11 @@ class Cifar10ConvNet(Module):
                 f"{len(output_channels)} channels and {len(strides)} strides"
             )
         self.data_format = data_format
-        self.convs = [
+        self.conv_modules = [
             Conv2D(channels, 3, stride, w_init=w_init, b_init=b_init, data_format=data_format, name=f"conv_2d_{index}")
             for index, (channels, stride) in enumerate(zip(output_channels, strides, strict=True))
         ]
-        self.batch_norms = [
+        self.bn_modules = [
             BatchNorm(
                 create_scale=False,
                 create_offset=True,
@@ -70,9 +70,9 @@ class Cifar10ConvNet(Module):
                 data_format=data_format,
                 name=f"batch_norm_{index}",
             )
-            for index in range(len(self.convs))
+            for index in range(len(self.conv_modules))
         ]
-        self.logits = Linear(num_classes, w_init=w_init, b_init=b_init, name="logits")
+        self.logits_module = Linear(num_classes, w_init=w_init, b_init=b_init, name="logits")
 
     def __call__(
         self,
@@ -96,10 +96,10 @@ class Cifar10ConvNet(Module):
         """
         activations: list[jax.Array] = []
         outputs: jax.Array = inputs
-        for conv, batch_norm in zip(self.convs, self.batch_norms, strict=True):
+        for conv, batch_norm in zip(self.conv_modules, self.bn_modules, strict=True):
             normalized = batch_norm(conv(outputs), is_training=is_training, test_local_stats=test_local_stats)
             outputs = jax.nn.relu(normalized)
             activations.append(outputs)
         outputs = jnp.mean(outputs, axis=tuple(spatial_axes(outputs.ndim, self.data_format)))
         activations.append(outputs)
-        return {"logits": self.logits(outputs), "activations": activations}
+        return {"logits": self.logits_module(outputs), "activations": activations}
