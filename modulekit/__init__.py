@@ -3,7 +3,20 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from modulekit import data, errors, initializers, losses, metrics, mixed_precision, nets, optimizers, pad, regularizers
+from modulekit import (
+    data,
+    distribute,
+    errors,
+    functional,
+    initializers,
+    losses,
+    metrics,
+    mixed_precision,
+    nets,
+    optimizers,
+    pad,
+    regularizers,
+)
 from modulekit.core.describe import format_variables, log_variables, summary
 from modulekit.core.finite import find_nonfinite
 from modulekit.core.getters import custom_variable_getter
@@ -124,6 +137,7 @@ __all__ = [
     "data",
     "deep_rnn_with_residual_connections",
     "deep_rnn_with_skip_connections",
+    "distribute",
     "dynamic_unroll",
     "eager",
     "errors",
@@ -133,6 +147,7 @@ __all__ = [
     "footprint",
     "fori_loop",
     "format_variables",
+    "functional",
     "functionalize",
     "get_variable",
     "get_variable_scope",

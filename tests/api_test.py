@@ -19,6 +19,7 @@ NAMESPACES = {
     "modulekit.mixed_precision": "",
     "modulekit.checkpoints": "", "modulekit.pad": "", "modulekit.regularizers": "", "modulekit.nets.resnet": "",
     "modulekit.sonnet": None,
+    "modulekit.functional": None, "modulekit.distribute": None,
 }  # fmt: skip
 
 

@@ -24,7 +24,10 @@ PEERS = (
     "sharding",
     "sonnet",
 )
-RANKS = {"errors": 0, "plugins": 0, "core": 1, "transforms": 2, **dict.fromkeys(PEERS, 3), "layers": 4, "nets": 5}
+RANKS = {
+    "errors": 0, "plugins": 0, "core": 1, "transforms": 2, **dict.fromkeys(PEERS, 3), "layers": 4, "functional": 4,
+    "nets": 5, "distribute": 5,
+}  # fmt: skip
 FROM_CORE_ONLY = ("initializers", "regularizers", "pad", "losses", "metrics", "mixed_precision")
 SCENARIO_RANKS = {"base": 0, "updates": 1, "evaluation": 1, "hooks": 2, "recipes": 3}
 

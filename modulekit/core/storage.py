@@ -20,7 +20,8 @@ def own(variables: Sequence[Variable]) -> None:
         if variable._lent:
             variable._lent = False
             array = variable._array
-            variable._array = jax.device_put(array, array.sharding, may_alias=False)
+            place = array.sharding if array.committed else None  # else it could not join those on several devices
+            variable._array = jax.device_put(array, place, may_alias=False)
 
 
 def store_arrays(variables: Sequence[Variable], arrays: Sequence[jax.Array]) -> None:

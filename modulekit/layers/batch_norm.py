@@ -1,7 +1,8 @@
 """Batch normalization, with moving averages for use after training."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,10 @@ class BaseBatchNorm(Module):
     >>> norm(jnp.array([[1.0], [3.0]]), is_training=True).round(3).tolist()
     [[-1.0], [1.0]]
     """
+
+    # Of a batch: its mean and variance over some axes, and whether the variance of rank 4 is corrected for the metric.
+    _moments: ClassVar[Callable[..., tuple[Any, Any]]] = staticmethod(moments)
+    _corrects_rank_4: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -133,7 +138,7 @@ class BaseBatchNorm(Module):
         is_known = not isinstance(is_training, jax.Array) and not isinstance(test_local_stats, jax.Array)
         if is_known and not (is_training or test_local_stats):
             return self.moving_mean.value, self.moving_variance.value
-        mean, variance = moments(inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32)), self._axes(inputs))
+        mean, variance = self._moments(inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32)), self._axes(inputs))
         if not isinstance(is_training, jax.Array):
             if is_training:
                 self._update(inputs, mean, variance)
@@ -148,7 +153,7 @@ class BaseBatchNorm(Module):
         )
 
     def _update(self, inputs: Any, mean: Any, variance: Any) -> None:
-        if inputs.ndim == 4 and channel_index(self.data_format) == -1:
+        if self._corrects_rank_4 and inputs.ndim == 4 and channel_index(self.data_format) == -1:
             count = inputs.size // inputs.shape[-1]
             variance = variance * (count / max(count - 1, 1))
         mean, variance = lax.stop_gradient((mean.astype(inputs.dtype), variance.astype(inputs.dtype)))

@@ -15,7 +15,7 @@ from modulekit.transforms.arguments import hold, release
 from modulekit.transforms.settle import Footprint, listed, plain, values_of
 
 Rule = Literal["mean", "sum", "last"]
-_RULES: dict[str, Callable[[Any, Any], Any]] = {
+RULES: dict[str, Callable[[Any, Any], Any]] = {
     "mean": lambda old, lanes: lanes.mean(axis=0).astype(old.dtype),
     "sum": lambda old, lanes: old + (lanes - old).sum(axis=0, dtype=old.dtype),
     "last": lambda old, lanes: lanes[-1],
@@ -79,7 +79,7 @@ def vmap(
 
             def lane(index: Any, own: list[Any], args: tuple[Any, ...]) -> tuple[Any, list[Any], list[Any]]:
                 bindings = dict(zip(lanes, own, strict=True))
-                bindings |= {s.key: _lane_key(key, index) for s, key in zip(streams, keys, strict=True)}
+                bindings |= {s.key: lane_key(key, index) for s, key in zip(streams, keys, strict=True)}
                 with footprint.overlay(bindings, baked=baked) as running:
                     result = hold(plain(fn(*release(args))))
                     footprint.check(running)
@@ -135,7 +135,7 @@ def _is_none(value: Any) -> bool:
     return value is None
 
 
-def _lane_key(key: Any, index: Any) -> Any:
+def lane_key(key: Any, index: Any) -> Any:
     """Returns the key of one lane; of a stack of layers, each with a stream of its own, the keys."""
     keys, fold = jax.random.wrap_key_data(key), jax.random.fold_in
     for _ in range(keys.ndim):
@@ -149,7 +149,7 @@ def _rule_of(written: Variable, writes: Any) -> str | None:
 
 def _check_rule(written: Variable, writes: Any) -> None:
     rule = _rule_of(written, writes)
-    if rule not in _RULES:
+    if rule not in RULES:
         said = "no rule" if rule is None else f"the rule {rule!r}"
         raise ValueError(
             f"{written.describe()} is written under mk.vmap, by each lane with a value of its own, and there is {said} for "
@@ -161,4 +161,4 @@ def _merge(written: Variable, old: Any, lanes: Any, writes: Any) -> Any:
     stream = stream_of(written)
     if stream is not None:  # past the draws of all lanes: under `cond`, some lanes draw more than others
         return old if written is stream.key else lanes.max(axis=0)
-    return _RULES[str(_rule_of(written, writes))](old, lanes)
+    return RULES[str(_rule_of(written, writes))](old, lanes)
