@@ -35,6 +35,8 @@ from modulekit.core.sharing import (
 )
 from modulekit.core.trial import trial
 from modulekit.core.variable import Variable
+from modulekit.layers.attention import MultiHeadAttention
+from modulekit.layers.attention_cache import KeyValueCache
 from modulekit.layers.batch_apply import BatchApply, merge_leading_dims, split_leading_dim
 from modulekit.layers.batch_norm import BaseBatchNorm, BatchNorm
 from modulekit.layers.bias import Bias
@@ -54,15 +56,18 @@ from modulekit.layers.layer_norm import InstanceNorm, LayerNorm, RMSNorm
 from modulekit.layers.linear import Linear
 from modulekit.layers.lstm import LSTM, LSTMState
 from modulekit.layers.pool import AvgPool, MaxPool, avg_pool, max_pool
+from modulekit.layers.positions import LearnedPositions, rotary
 from modulekit.layers.recurrent_dropout import lstm_with_recurrent_dropout
 from modulekit.layers.reshape import Flatten, Reshape, flatten, reshape
 from modulekit.layers.rnn_core import RNNCore, UnrolledRNN
 from modulekit.layers.sequential import Sequential
+from modulekit.layers.spectral_norm import SpectralNorm
 from modulekit.layers.stack import stack
 from modulekit.layers.trainable_state import TrainableState
 from modulekit.layers.unroll import dynamic_unroll, static_unroll
 from modulekit.layers.unrolled_lstm import UnrolledLSTM
 from modulekit.layers.vanilla_rnn import VanillaRNN
+from modulekit.layers.weight_norm import WeightNorm
 from modulekit.metrics import ExponentialMovingAverage, Mean, Metric, Sum
 from modulekit.optimizers import Optimizer
 from modulekit.transforms.batching import vmap
@@ -108,19 +113,23 @@ __all__ = [
     "GroupNorm",
     "Identity",
     "InstanceNorm",
+    "KeyValueCache",
     "LSTMState",
     "LayerNorm",
+    "LearnedPositions",
     "Linear",
     "MaxPool",
     "Mean",
     "Metric",
     "Module",
+    "MultiHeadAttention",
     "Optimizer",
     "RMSNorm",
     "RNNCore",
     "RandomStream",
     "Reshape",
     "Sequential",
+    "SpectralNorm",
     "Sum",
     "TrainableState",
     "UnrolledLSTM",
@@ -129,6 +138,7 @@ __all__ = [
     "Variable",
     "VariableScope",
     "VariableStore",
+    "WeightNorm",
     "allow_empty_variables",
     "avg_pool",
     "build",
@@ -176,6 +186,7 @@ __all__ = [
     "regularizers",
     "remat",
     "reshape",
+    "rotary",
     "scale_gradient",
     "scan",
     "seed",
