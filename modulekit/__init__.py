@@ -55,6 +55,7 @@ from modulekit.layers.identity import Identity
 from modulekit.layers.layer_norm import InstanceNorm, LayerNorm, RMSNorm
 from modulekit.layers.linear import Linear
 from modulekit.layers.lstm import LSTM, LSTMState
+from modulekit.layers.normalized_weight import NormalizedWeight
 from modulekit.layers.pool import AvgPool, MaxPool, avg_pool, max_pool
 from modulekit.layers.positions import LearnedPositions, rotary
 from modulekit.layers.recurrent_dropout import lstm_with_recurrent_dropout
@@ -123,6 +124,7 @@ __all__ = [
     "Metric",
     "Module",
     "MultiHeadAttention",
+    "NormalizedWeight",
     "Optimizer",
     "RMSNorm",
     "RNNCore",

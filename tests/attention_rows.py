@@ -87,5 +87,11 @@ ROWS = [
     ),
     Row("encoder_decoder", EncoderDecoder, (TOKENS, SEQUENCE)),
     Row("spectral_norm", lambda: Normalized(mk.SpectralNorm(), is_training=True), (SEQUENCE,)),
+    Row(
+        "normalized_weight",
+        lambda: mk.NormalizedWeight(mk.Linear(3), mk.SpectralNorm()),
+        (SEQUENCE,),
+        {"is_training": True},
+    ),
     Row("weight_norm", lambda: Normalized(mk.WeightNorm()), (SEQUENCE,)),
 ]

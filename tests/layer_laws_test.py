@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attention_rows
 import convolution_rows
+import distribute_rows
 import jax
 import jax.numpy as jnp
 import network_rows
@@ -36,11 +38,13 @@ from ways import (
 import modulekit as mk
 
 HERE = Path(__file__).parent
-TABLES = (convolution_rows, network_rows, normalization_rows, recurrent_rows, structure_rows)
+TABLES = (
+    attention_rows, convolution_rows, distribute_rows, network_rows, normalization_rows, recurrent_rows, structure_rows,
+)  # fmt: skip
 ROWS: list[Row] = [row for table in TABLES for row in table.ROWS]
 TRAINED = [row for row in ROWS if row.has_weights]
 # What draws at random draws other numbers in each lane. A batch norm in a lane sees the lane's own examples.
-RANDOM = ("recurrent_dropout", "transformer_in_training")
+RANDOM = ("recurrent_dropout", "transformer_with_dropout_and_remat")
 every_row = pytest.mark.parametrize("row", ROWS, ids=name_of)
 every_trained_row = pytest.mark.parametrize("row", TRAINED, ids=name_of)
 
@@ -63,7 +67,7 @@ def test_every_public_module_class_has_a_row() -> None:
         module = row.fresh()
         row.call(module)
         tried |= {type(part).__name__ for part in (module, *module.submodules)}
-    namespaces = (mk, mk.nets, mk.nets.resnet, mk.metrics)
+    namespaces = (mk, mk.nets, mk.nets.resnet, mk.metrics, mk.distribute)
     public = {
         name
         for namespace in namespaces

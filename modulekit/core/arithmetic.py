@@ -1,7 +1,7 @@
 """Operators that forward to a value, so that `x @ self.w + self.b` reads like the equation."""
 
 import abc
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,14 @@ class Arithmetic(metaclass=ExplainedType):
     @abc.abstractmethod
     def current(self) -> jax.Array:
         """Returns the array itself, where `.value` may be another view of it."""
+
+    def ref(self) -> Self:
+        """Returns the object itself; in TensorFlow, a reference that can be the key of a dict, as the object can be here."""
+        return self
+
+    def deref(self) -> Self:
+        """Returns the object itself, which is its own reference."""
+        return self
 
     def read_value(self) -> jax.Array:
         """Returns `.value`."""
