@@ -29,6 +29,15 @@ class CheckpointStore:
     Raises:
       ValueError: `keep` is below 1.
       OSError: the directory cannot be made or written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     store = CheckpointStore(directory)
+    ...     store.save(10, {"w": np.ones([2], np.float32)}, {"seed": 3})
+    ...     arrays, record = store.restore(store.latest())
+    ...     store.close()
+    >>> arrays["w"].tolist(), record
+    ([1.0, 1.0], {'seed': 3})
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 3) -> None:
@@ -104,7 +113,21 @@ class CheckpointStore:
 
 
 def check_writable(directory: Path, setting: str = "directory") -> None:
-    """Makes a directory, and raises `OSError` naming it and the setting if files cannot be written there."""
+    """Makes a directory, and raises `OSError` naming it and the setting if files cannot be written there.
+
+    Args:
+      directory: its path; the directories around are made as well.
+      setting: which setting gave it, for the message.
+
+    Raises:
+      OSError: it cannot be made or written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     check_writable(Path(directory) / "runs" / "first")
+    ...     sorted(path.name for path in Path(directory).rglob("*"))
+    ['first', 'runs']
+    """
     probe = directory / f".write-test-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -115,7 +138,18 @@ def check_writable(directory: Path, setting: str = "directory") -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file atomically: readers see the old content or the new."""
+    """Writes a JSON file atomically: readers see the old content or the new.
+
+    Args:
+      path: the file; its directory exists.
+      content: anything that JSON can hold.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     write_json(Path(directory) / "result.json", {"step": 3})
+    ...     json.loads((Path(directory) / "result.json").read_text())
+    {'step': 3}
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(path)

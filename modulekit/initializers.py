@@ -23,7 +23,16 @@ _TRUNCATED_STDDEV = 0.87962566103423978  # of a standard normal truncated at -2 
 
 
 class Initializer(abc.ABC):
-    """Abstract: makes the first value of a variable."""
+    """Abstract: makes the first value of a variable.
+
+    Source: Sonnet 2, `snt.initializers.Initializer`.
+
+    >>> class Range(Initializer):
+    ...     def __call__(self, shape, dtype):
+    ...         return jnp.arange(math.prod(shape), dtype=dtype).reshape(shape)
+    >>> Range()([2, 2], jnp.float32).tolist()
+    [[0.0, 1.0], [2.0, 3.0]]
+    """
 
     @abc.abstractmethod
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
@@ -66,7 +75,9 @@ def _truncated(key: jax.Array, shape: tuple[int, ...], dtype: Any, mean: Any, st
 
 
 class Zeros(Initializer):
-    """Zeros.
+    """Zeros: `w = 0`.
+
+    Source: Sonnet 2, `snt.initializers.Zeros`.
 
     >>> Zeros()([2], jnp.float32).tolist()
     [0.0, 0.0]
@@ -78,7 +89,9 @@ class Zeros(Initializer):
 
 
 class Ones(Initializer):
-    """Ones.
+    """Ones: `w = 1`.
+
+    Source: Sonnet 2, `snt.initializers.Ones`.
 
     >>> Ones()([2], jnp.int32).tolist()
     [1, 1]
@@ -90,13 +103,15 @@ class Ones(Initializer):
 
 
 class Constant(Initializer):
-    """One number everywhere.
+    """One number everywhere: `w = value`.
 
     Args:
       value: the number.
 
     Raises:
       TypeError: `value` is no scalar.
+
+    Source: Sonnet 2, `snt.initializers.Constant`.
 
     >>> Constant(3)([2], jnp.float32).tolist()
     [3.0, 3.0]
@@ -115,12 +130,14 @@ class Constant(Initializer):
 
 
 class RandomUniform(Initializer):
-    """Draws uniformly from `[minval, maxval)`.
+    """Draws uniformly: `w ~ Uniform(minval, maxval)`, each element by itself, in `[minval, maxval)`.
 
     Args:
       minval: the lower bound.
       maxval: the upper bound.
       seed: stands in for the seed set by `mk.seed`.
+
+    Source: Sonnet 2, `snt.initializers.RandomUniform`.
 
     >>> RandomUniform(0, 1, seed=0)([3], jnp.float32).shape
     (3,)
@@ -149,12 +166,14 @@ class _Normal(Initializer):
 
 
 class RandomNormal(_Normal):
-    """Draws from a normal distribution.
+    """Draws from a normal distribution: `w ~ Normal(mean, stddev^2)`, each element by itself.
 
     Args:
       mean: its mean.
       stddev: its standard deviation.
       seed: stands in for the seed set by `mk.seed`.
+
+    Source: Sonnet 2, `snt.initializers.RandomNormal`.
 
     >>> RandomNormal(seed=0)([3], jnp.float32).shape
     (3,)
@@ -169,12 +188,16 @@ class RandomNormal(_Normal):
 class TruncatedNormal(_Normal):
     """Draws from a normal distribution, without the values more than two standard deviations from the mean.
 
+    `w ~ Normal(mean, stddev^2)`, each element by itself, given that `|w - mean| <= 2 stddev`.
+
     `stddev` is that of the normal distribution before it is cut; the values that remain have 0.8796 of it.
 
     Args:
       mean: the mean.
       stddev: the standard deviation before truncation.
       seed: stands in for the seed set by `mk.seed`.
+
+    Source: Sonnet 2, `snt.initializers.TruncatedNormal`.
 
     >>> values = TruncatedNormal(stddev=0.05, seed=0)([100, 100], jnp.float32)
     >>> bool(abs(values).max() <= 0.1)
@@ -188,10 +211,17 @@ class TruncatedNormal(_Normal):
 
 
 class Identity(Initializer):
-    """The identity matrix times `gain`, repeated over leading axes.
+    """The identity matrix times `gain`, repeated over leading axes: `w[..., i, j] = gain if i == j else 0`.
+
+    It has the shape `[..., rows, columns]`.
 
     Args:
       gain: the factor.
+
+    Raises:
+      ValueError: on the call, a shape of fewer than two axes.
+
+    Source: Sonnet 2, `snt.initializers.Identity`.
 
     >>> Identity(2.0)([2, 2], jnp.float32).tolist()
     [[2.0, 0.0], [0.0, 2.0]]
@@ -212,14 +242,15 @@ class Identity(Initializer):
 class Orthogonal(Initializer):
     """A matrix with orthonormal columns (or rows, if it is wide) times `gain`, uniform over all such matrices.
 
-    With more than two axes, all but the last are taken together as rows.
+    `w^T w = gain^2 I`, or `w w^T = gain^2 I` if it is wide. In a shape `[..., columns]`, all axes but the last are taken
+    together as rows.
 
     Args:
       gain: the factor.
       seed: stands in for the seed set by `mk.seed`.
 
     Source: Saxe, McClelland, Ganguli, Exact solutions to the nonlinear dynamics of learning in deep linear neural
-    networks, 2013.
+    networks, 2013; Sonnet 2, `snt.initializers.Orthogonal`.
 
     >>> q = Orthogonal(seed=0)([4, 3], jnp.float32)
     >>> bool(jnp.allclose(q.T @ q, jnp.eye(3), atol=1e-5))
@@ -243,7 +274,9 @@ class Orthogonal(Initializer):
 
 
 class VarianceScaling(Initializer):
-    """Draws with the standard deviation `sqrt(scale / n)`, where `n` counts a weight's inputs or outputs.
+    """Draws with mean 0 and `variance = scale / max(1, n)`, where `n` counts a weight's inputs or outputs.
+
+    A weight has the shape `[*window, inputs, outputs]`; how they are counted, `fans` tells.
 
     Args:
       scale: the factor, positive.
@@ -254,7 +287,8 @@ class VarianceScaling(Initializer):
     Raises:
       ValueError: an argument is none of these.
 
-    Sources: Glorot and Bengio 2010 (fan_avg); He et al. 2015 (fan_in, scale 2); LeCun et al. 1998 (fan_in, scale 1).
+    Sources: Glorot and Bengio 2010 (fan_avg); He et al. 2015 (fan_in, scale 2); LeCun et al. 1998 (fan_in, scale 1);
+    Sonnet 2, `snt.initializers.VarianceScaling`.
 
     >>> w = VarianceScaling(2.0, distribution="uniform", seed=0)([600, 10], jnp.float32)
     >>> bool(abs(w).max() <= 0.1)
@@ -297,7 +331,16 @@ class VarianceScaling(Initializer):
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:
-    """Returns how many inputs and outputs a weight of this shape connects: `[*window, inputs, outputs]`.
+    """Returns how many inputs and outputs a weight connects: `fan_in = window inputs`, `fan_out = window outputs`.
+
+    Args:
+      shape: `[*window, inputs, outputs]`, where `window` is the product of the sizes; `[size]` has two fans of that size,
+        and `[]` two of 1.
+
+    Returns:
+      `(fan_in, fan_out)`.
+
+    Source: Glorot and Bengio 2010, section 4.2; Sonnet 2, `snt.initializers.VarianceScaling`.
 
     >>> fans([5, 5, 3, 8])
     (75, 200)

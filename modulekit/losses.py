@@ -16,7 +16,9 @@ def softmax_cross_entropy(
     logits: Float[Array, "batch *rest classes"],
     labels: Integer[Array, "batch *rest"] | Float[Array, "batch *rest classes"],
 ) -> Float[Array, " batch"]:
-    """Returns the cross-entropy of softmax(logits), in nats: `-sum_c p_c log softmax(logits)_c`.
+    """Returns the cross-entropy of softmax(logits), in nats: `loss = -sum_c p_c log softmax(logits)_c`.
+
+    `p` is the labels' probabilities, or 1 for the class that the label is and 0 for the others.
 
     Args:
       logits: `[batch, ..., classes]`, unnormalized log-probabilities.
@@ -28,6 +30,8 @@ def softmax_cross_entropy(
     Raises:
       ValueError: the shapes do not fit, or a label is outside `0 .. classes - 1`. Inside compiled code, where values are
         not known, such a label gives NaN.
+
+    Source: Optax, `optax.safe_softmax_cross_entropy` and `optax.softmax_cross_entropy_with_integer_labels`.
 
     >>> round(float(softmax_cross_entropy(jnp.zeros([1, 4]), jnp.array([2]))[0]), 4)
     1.3863
@@ -57,7 +61,9 @@ def softmax_cross_entropy(
 def sigmoid_cross_entropy(
     logits: Float[Array, "batch *features"], targets: Shaped[Array, "batch *features"]
 ) -> Float[Array, " batch"]:
-    """Returns the cross-entropy of sigmoid(logits), in nats: `-t log s - (1 - t) log(1 - s)`, mean over features.
+    """Returns the cross-entropy of `s = sigmoid(logits)`, in nats: `loss = mean(-t log s - (1 - t) log(1 - s))`.
+
+    `t` are the targets; the mean is over all axes but the batch.
 
     Args:
       logits: `[batch, ...]`, log-odds.
@@ -68,6 +74,8 @@ def sigmoid_cross_entropy(
 
     Raises:
       ValueError: the shapes differ.
+
+    Source: Optax, `optax.sigmoid_binary_cross_entropy`.
 
     >>> round(float(sigmoid_cross_entropy(jnp.zeros([1, 3]), jnp.array([[0.0, 0.5, 1.0]]))[0]), 4)
     0.6931
@@ -80,7 +88,9 @@ def sigmoid_cross_entropy(
 def squared_error(
     predictions: Float[Array, "batch *features"], targets: Shaped[Array, "batch *features"]
 ) -> Float[Array, " batch"]:
-    """Returns the squared error `(prediction - target)^2`, mean over features, in the square of the targets' unit.
+    """Returns the mean squared error, `loss = mean((predictions - targets)^2)`, in the square of the targets' unit.
+
+    The mean is over all axes but the batch.
 
     Args:
       predictions: `[batch, ...]`.
@@ -91,6 +101,8 @@ def squared_error(
 
     Raises:
       ValueError: the shapes differ. (`[batch, 1]` against `[batch]` would silently broadcast to `[batch, batch]`.)
+
+    Source: Optax, `optax.squared_error`.
 
     >>> squared_error(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 4.0]])).tolist()
     [2.0]
@@ -104,8 +116,11 @@ def check_labels(labels: Integer[Array, "..."], classes: int) -> None:
     """Raises `ValueError` if a label is outside `0 .. classes - 1`, naming the first one.
 
     Args:
-      labels: integers of any shape; concrete.
+      labels: integers, `[...]`, of any shape; concrete.
       classes: the number of classes.
+
+    Raises:
+      ValueError: a label is out of range.
 
     >>> check_labels(jnp.array([0, 3]), classes=3)
     Traceback (most recent call last):

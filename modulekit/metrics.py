@@ -19,7 +19,26 @@ from modulekit.core.variable import Variable
 
 
 class Metric(Module):
-    """Abstract: four verbs, `initialize`, `update`, `value` and `reset`."""
+    """Abstract: four verbs, `initialize`, `update`, `value` and `reset`.
+
+    Source: Sonnet 2, `snt.Metric`.
+
+    >>> class Largest(Metric):
+    ...     @once
+    ...     def initialize(self, value):
+    ...         self.largest = Variable(value, trainable=False, name="largest")
+    ...     def update(self, value):
+    ...         self.initialize(value)
+    ...         self.largest.assign(jnp.maximum(self.largest.value, value))
+    ...     @property
+    ...     def value(self):
+    ...         return self.largest.value
+    ...     def reset(self):
+    ...         self.largest.assign(-jnp.inf)
+    >>> largest = Largest()
+    >>> [float(largest(value)) for value in (1.0, 3.0, 2.0)]
+    [1.0, 3.0, 3.0]
+    """
 
     @abc.abstractmethod
     def initialize(self, value: Any) -> None:
@@ -27,7 +46,7 @@ class Metric(Module):
 
     @abc.abstractmethod
     def update(self, value: Any) -> None:
-        """Accumulates a value."""
+        """Accumulates a value, `[...]`, of any shape that stays the same."""
 
     @property
     @abc.abstractmethod
@@ -39,13 +58,18 @@ class Metric(Module):
         """Forgets what was accumulated."""
 
     def __call__(self, value: Any) -> jax.Array:
-        """Accumulates a value, and returns the metric so far."""
+        """Accumulates a value, `[...]`, and returns the metric so far."""
         self.update(value)
         return self.value
 
 
 class Sum(Metric):
-    """The element-wise sum of the values given.
+    """The element-wise sum of the values given, `sum_t = sum_{t-1} + x_t`.
+
+    Args:
+      name: the module's name.
+
+    Source: Sonnet 2, `snt.Sum`.
 
     >>> total = Sum()
     >>> total(jnp.array([1.0, 2.0])).tolist(), total(jnp.array([3.0, 4.0])).tolist()
@@ -62,7 +86,7 @@ class Sum(Metric):
         self.sum = _zeros_like(value, "sum")
 
     def update(self, value: Any) -> None:
-        """Adds `value`, an array of the shape of the first one."""
+        """Adds `value`, `[...]`, an array of the shape of the first one."""
         self.initialize(value)
         _made(self, self.sum).assign_add(value)
 
@@ -78,7 +102,14 @@ class Sum(Metric):
 
 
 class Mean(Metric):
-    """The element-wise mean over calls: each call counts once, whatever its batch size (see `ExampleMean`).
+    """The element-wise mean over calls, `mean_t = (x_1 + ... + x_t) / t`.
+
+    Each call counts once, whatever its batch size; see `ExampleMean`.
+
+    Args:
+      name: the module's name.
+
+    Source: Sonnet 2, `snt.Mean`.
 
     >>> mean = Mean()
     >>> float(mean(1.0)), float(mean(3.0))
@@ -96,7 +127,7 @@ class Mean(Metric):
         self.sum = _zeros_like(value, "sum")
 
     def update(self, value: Any) -> None:
-        """Adds `value`, an array of the shape of the first one, and counts one."""
+        """Adds `value`, `[...]`, an array of the shape of the first one, and counts one."""
         self.initialize(value)
         _made(self, self.sum).assign_add(value)
         self.count.assign_add(1)
@@ -121,7 +152,7 @@ class ExponentialMovingAverage(Metric):
       name: the module's name.
 
     Attributes:
-      average: a variable of the shape and dtype of the value; None before the first one.
+      average: a variable of the shape `[...]` and dtype of the value; None before the first one.
 
     Sources: the correction is that of Kingma and Ba, Adam, 2015, section 3; Sonnet 2, `snt.ExponentialMovingAverage`.
 
@@ -144,7 +175,7 @@ class ExponentialMovingAverage(Metric):
         self.average = _zeros_like(value, "average")
 
     def update(self, value: Any) -> None:
-        """Averages `value` in, an array of the shape of the first one."""
+        """Averages `value` in, `[...]`, an array of the shape of the first one."""
         self.initialize(value)
         hidden, average = _made(self, self._hidden), _made(self, self.average)
         self._counter.assign_add(1)
@@ -167,10 +198,16 @@ class ExponentialMovingAverage(Metric):
 
 
 class ExampleMean(Metric):
-    """The mean over all examples, the same for any batch sizes.
+    """The mean over all examples, `mean = sum_i m_i v_i / sum_i m_i`, the same for any batch sizes.
 
-    The sum is kept in two float32 numbers, the second one for what the first has rounded off (Knuth's TwoSum), so that
-    its error does not grow with the number of examples; they are counted as integers, exactly up to 2^31 - 1.
+    `m` is the mask, 1 for all examples without one. The sum is kept in two float32 numbers, the second one for what the
+    first has rounded off (Knuth's TwoSum), so that its error does not grow with the number of examples; they are counted
+    as integers, exactly up to 2^31 - 1.
+
+    Args:
+      name: the module's name.
+
+    Sources: Flax, `nnx.metrics.Average`; the sum is that of Knuth, The Art of Computer Programming 2, 1997, 4.2.2.
 
     >>> mean = ExampleMean()
     >>> mean.update(jnp.array([1.0, 1.0, 1.0]))
@@ -230,6 +267,13 @@ class ExampleMean(Metric):
 class Accuracy(Module):
     """The share of examples whose largest logit is the label's, the same for any batch sizes.
 
+    `accuracy = mean_i y_i`, where `y_i = 1 if argmax_c logits[i, c] == labels[i] else 0`.
+
+    Args:
+      name: the module's name.
+
+    Source: Flax, `nnx.metrics.Accuracy`.
+
     >>> accuracy = Accuracy()
     >>> accuracy.update(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1]))
     >>> float(accuracy.value)
@@ -255,7 +299,19 @@ class Accuracy(Module):
 
 
 def correct(logits: Float[Array, "batch classes"], labels: Integer[Array, " batch"]) -> Float[Array, " batch"]:
-    """Returns 1 for each example whose largest logit is its label's, else 0.
+    """Returns 1 for each example whose largest logit is its label's: `y_i = 1 if argmax_c logits[i, c] == labels[i] else 0`.
+
+    Args:
+      logits: `[batch, classes]`; of equal ones, the first is the largest.
+      labels: `[batch]`, integers.
+
+    Returns:
+      `[batch]`.
+
+    Raises:
+      ValueError: the shapes do not fit.
+
+    Source: Flax, `nnx.metrics.Accuracy`.
 
     >>> correct(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).tolist()
     [1.0, 0.0]

@@ -35,6 +35,8 @@ def set_policy(module: Module, policy: Policy | None) -> None:
     Raises:
       TypeError: a dtype of the policy is not floating.
 
+    Source: Haiku, `hk.mixed_precision.set_policy`, there for the classes of modules.
+
     >>> import modulekit as mk, jax.numpy as jnp
     >>> net = mk.nets.MLP([8, 2])
     >>> set_policy(net, Policy(jnp.bfloat16))
@@ -55,6 +57,15 @@ def enable(dtype: Any) -> None:
 
     Args:
       dtype: such as `jnp.float16`; None for none.
+
+    Source: Sonnet 2, `snt.mixed_precision.enable`.
+
+    >>> import jax.numpy as jnp
+    >>> dtype_of = modes([jnp.float16])(lambda x: str(x.dtype))
+    >>> enable(jnp.float16)
+    >>> dtype_of(jnp.ones([1])), dtype_of(jnp.ones([1]))
+    ('float32', 'float16')
+    >>> disable()
     """
     mode = None if dtype is None else jnp.dtype(dtype)
     if context.now().mode is context.UNSET:
@@ -64,7 +75,18 @@ def enable(dtype: Any) -> None:
 
 
 def disable() -> None:
-    """Switches mixed precision off."""
+    """Switches mixed precision off.
+
+    Source: Sonnet 2, `snt.mixed_precision.disable`.
+
+    >>> import jax.numpy as jnp
+    >>> dtype_of = modes([jnp.float16])(lambda x: str(x.dtype))
+    >>> enable(jnp.float16)
+    >>> _ = dtype_of(jnp.ones([1]))
+    >>> disable()
+    >>> dtype_of(jnp.ones([1]))
+    'float32'
+    """
     enable(None)
 
 
@@ -74,6 +96,17 @@ def scope(dtype: Any) -> Iterator[None]:
 
     Args:
       dtype: such as `jnp.bfloat16`; None for none.
+
+    Source: Sonnet 2, `snt.mixed_precision.scope`.
+
+    >>> import jax.numpy as jnp
+    >>> dtype_of = modes([jnp.bfloat16])(lambda x: str(x.dtype))
+    >>> with scope(jnp.bfloat16):
+    ...     _ = dtype_of(jnp.ones([1]))
+    ...     dtype_of(jnp.ones([1]))
+    'bfloat16'
+    >>> dtype_of(jnp.ones([1]))
+    'float32'
     """
     with context.changed(mode=None if dtype is None else jnp.dtype(dtype)):
         yield
@@ -97,7 +130,7 @@ def modes(valid_types: Collection[Any]) -> Callable[[F], F]:
     Returns:
       The decorator.
 
-    Source: `snt.mixed_precision.modes`.
+    Source: Sonnet 2, `snt.mixed_precision.modes`.
 
     >>> import modulekit as mk, jax.numpy as jnp
     >>> class Double(mk.Module):

@@ -16,7 +16,15 @@ __all__ = ["causal", "create", "full", "reverse_causal", "same", "valid"]
 
 
 def valid(effective_kernel_size: int) -> list[int]:
-    """Pads nothing.
+    """Pads nothing: `before = after = 0`.
+
+    Args:
+      effective_kernel_size: `k`, what the kernel spans: `(kernel - 1) * rate + 1`.
+
+    Returns:
+      `[before, after]`.
+
+    Source: Sonnet 2, `snt.pad.valid`.
 
     >>> valid(5)
     [0, 0]
@@ -25,7 +33,15 @@ def valid(effective_kernel_size: int) -> list[int]:
 
 
 def same(effective_kernel_size: int) -> list[int]:
-    """Pads so that a window with stride 1 gives as many outputs as there are inputs.
+    """Pads so that a window with stride 1 gives as many outputs as inputs: `before = (k - 1) // 2`, `after = k // 2`.
+
+    Args:
+      effective_kernel_size: `k`, what the kernel spans: `(kernel - 1) * rate + 1`.
+
+    Returns:
+      `[before, after]`.
+
+    Source: Sonnet 2, `snt.pad.same`.
 
     >>> same(5), same(4)
     ([2, 2], [1, 2])
@@ -34,7 +50,15 @@ def same(effective_kernel_size: int) -> list[int]:
 
 
 def full(effective_kernel_size: int) -> list[int]:
-    """Pads as much as leaves one input under each window.
+    """Pads as much as leaves one input under each window: `before = after = k - 1`.
+
+    Args:
+      effective_kernel_size: `k`, what the kernel spans: `(kernel - 1) * rate + 1`.
+
+    Returns:
+      `[before, after]`.
+
+    Source: Sonnet 2, `snt.pad.full`.
 
     >>> full(5)
     [4, 4]
@@ -43,7 +67,15 @@ def full(effective_kernel_size: int) -> list[int]:
 
 
 def causal(effective_kernel_size: int) -> list[int]:
-    """Pads before the axis, so that no output depends on a later input.
+    """Pads before the axis, so that no output depends on a later input: `before = k - 1`, `after = 0`.
+
+    Args:
+      effective_kernel_size: `k`, what the kernel spans: `(kernel - 1) * rate + 1`.
+
+    Returns:
+      `[before, after]`.
+
+    Source: Sonnet 2, `snt.pad.causal`.
 
     >>> causal(5)
     [4, 0]
@@ -52,7 +84,15 @@ def causal(effective_kernel_size: int) -> list[int]:
 
 
 def reverse_causal(effective_kernel_size: int) -> list[int]:
-    """Pads after the axis, so that no output depends on an earlier input.
+    """Pads after the axis, so that no output depends on an earlier input: `before = 0`, `after = k - 1`.
+
+    Args:
+      effective_kernel_size: `k`, what the kernel spans: `(kernel - 1) * rate + 1`.
+
+    Returns:
+      `[before, after]`.
+
+    Source: Sonnet 2, `snt.pad.reverse_causal`.
 
     >>> reverse_causal(5)
     [0, 4]
@@ -68,6 +108,8 @@ def create(
     channel_index: int,
 ) -> list[list[int]]:
     """Returns what to pad on every axis of an input, batch and channels included.
+
+    It is `[before, after] = padding((kernel - 1) * rate + 1)` for a spatial axis, and `[0, 0]` for batch and channels.
 
     Args:
       padding: a function of the effective kernel size that returns `[before, after]`, or a sequence of one or `n` of

@@ -15,6 +15,8 @@ from modulekit.core.explain import summarize
 class Regularizer(abc.ABC):
     """Abstract: gives the penalty of some arrays.
 
+    Source: Sonnet 2, `snt.regularizers.Regularizer`.
+
     >>> class Largest(Regularizer):
     ...     def __call__(self, tensors):
     ...         return max(jnp.max(value_of(t)) for t in tensors)
@@ -24,7 +26,11 @@ class Regularizer(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, tensors: Sequence[ArrayLike]) -> Num[Array, ""]:
-        """Returns one number, the penalty of all arrays together."""
+        """Returns one number, the penalty of all arrays together.
+
+        Args:
+          tensors: variables or arrays `[...]`, of any shapes.
+        """
 
 
 class _Scaled(Regularizer):
@@ -39,7 +45,7 @@ class _Scaled(Regularizer):
         """Returns the penalty of all arrays together, 0 if there are none.
 
         Args:
-          tensors: variables or arrays.
+          tensors: variables or arrays `[...]`, of any shapes unless the class says so.
         """
         if not len(tensors):
             return jnp.zeros_like(value_of(self.scale))
@@ -55,7 +61,7 @@ class _Scaled(Regularizer):
 
 
 class L1(_Scaled):
-    """`scale sum |t|`, over all elements of all arrays.
+    """`penalty = scale sum |t|`, over all elements of all arrays.
 
     Args:
       scale: the factor, not negative.
@@ -74,7 +80,7 @@ class L1(_Scaled):
 
 
 class L2(_Scaled):
-    """`scale sum t^2`, over all elements of all arrays.
+    """`penalty = scale sum t^2`, over all elements of all arrays.
 
     Args:
       scale: the factor, not negative.
@@ -93,7 +99,7 @@ class L2(_Scaled):
 
 
 class OffDiagonalOrthogonal(_Scaled):
-    """`scale sum_{i != j} (W^T W)_ij^2`: 0 if the columns of `W` are orthogonal.
+    """`penalty = scale sum_{i != j} (W^T W)_ij^2`, summed over all arrays `W`: 0 if the columns of `W` are orthogonal.
 
     `W` is an array of at least two axes, `[*rest, columns]`, with all but the last taken together as rows.
 

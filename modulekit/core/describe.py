@@ -32,6 +32,8 @@ def format_variables(variables: Sequence[Variable]) -> str:
     Args:
       variables: the variables, in any order; the table is sorted by scope, then falling rank, then name.
 
+    Source: Sonnet 2, `snt.format_variables`.
+
     >>> print(format_variables([Variable(1.0, name="rate", trainable=False)]))
     | Variable | Spec  | Trainable | Device |
     |----------+-------+-----------+--------|
@@ -48,7 +50,22 @@ def _device(variable: Variable) -> str:
 
 
 def log_variables(variables: Sequence[Variable]) -> None:
-    """Logs the table of `format_variables` line by line, to the logger `modulekit`."""
+    """Logs the table of `format_variables` line by line, to the logger `modulekit`.
+
+    Args:
+      variables: the variables.
+
+    Source: Sonnet 2, `snt.log_variables`.
+
+    >>> import logging, sys
+    >>> logger, handler = logging.getLogger("modulekit"), logging.StreamHandler(sys.stdout)
+    >>> logger.addHandler(handler); logger.setLevel(logging.INFO)
+    >>> log_variables([Variable(1.0, name="rate", trainable=False)])
+    | Variable | Spec  | Trainable | Device |
+    |----------+-------+-----------+--------|
+    | rate     | f32[] | False     | CPU    |
+    >>> logger.removeHandler(handler); logger.setLevel(logging.NOTSET)
+    """
     for line in format_variables(variables).split("\n"):
         _log.info(line)
 
@@ -58,6 +75,18 @@ def summary(module: Any) -> str:
 
     Args:
       module: a `Module`; anything with `paths()`.
+
+    >>> import modulekit as mk
+    >>> class Scale(mk.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.factor = Variable([1.0, 2.0], name="factor")
+    >>> print(summary(Scale()))
+    Scale()
+    | Path   | Name         | Spec   | Trainable | Size |
+    |--------+--------------+--------+-----------+------|
+    | factor | scale/factor | f32[2] | True      | 2    |
+    2 parameters in 1 variable, 2 of them trainable, 8 bytes
     """
     paths = module.paths()
     rows = [(path, v.name, spec_of(v), str(v.trainable), f"{v.size:,}") for path, v in paths.items()]

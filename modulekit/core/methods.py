@@ -71,6 +71,14 @@ def is_unscoped(method: Any) -> bool:
 def no_name_scope(method: T) -> T:
     """Decorates a method (or a constructor) that is not to enter the module's name scope.
 
+    Args:
+      method: the method, or a property.
+
+    Returns:
+      The argument, marked.
+
+    Source: Sonnet 2, `snt.no_name_scope`.
+
     >>> import modulekit as mk
     >>> class Net(mk.Module):
     ...     @no_name_scope

@@ -98,6 +98,8 @@ class Module(metaclass=ModuleType):
     Args:
       name: a word; the class name in snake case if None. It stands in the names of the variables.
 
+    Source: Sonnet 2, `snt.Module`. Paths, `freeze`, `reinitialize` and what else has to do with paths are additions.
+
     >>> import jax.numpy as jnp
     >>> class Scale(Module):
     ...     def __call__(self, x):
@@ -355,6 +357,8 @@ def allow_empty_variables(module_or_cls: T) -> T:
 
     Returns:
       The argument.
+
+    Source: Sonnet 2, `snt.allow_empty_variables`.
 
     >>> allow_empty_variables(Module()).variables
     ()

@@ -57,6 +57,8 @@ def name_scope(name: str) -> Iterator[str]:
     Yields:
       The absolute scope name.
 
+    Source: TensorFlow 2, `tf.name_scope`.
+
     >>> with name_scope("tower"):
     ...     qualified("w")
     'tower/w'

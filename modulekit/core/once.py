@@ -107,6 +107,8 @@ def once(f: Callable[..., None]) -> Once:
     Raises:
       ValueError: on the call, if `f` returned a value.
 
+    Source: Sonnet 2, `snt.once`.
+
     >>> class Greeter:
     ...     @once
     ...     def greet(self):

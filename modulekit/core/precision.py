@@ -25,6 +25,14 @@ class Policy(NamedTuple):
       compute_dtype: of the inputs, the variables and the arithmetic of a call.
       output_dtype: of the result.
       variable_dtype: of the variables that the first call makes.
+
+    Source: JMP, `jmp.Policy`.
+
+    >>> import modulekit as mk
+    >>> net = mk.Linear(2)
+    >>> mk.mixed_precision.set_policy(net, Policy(jnp.bfloat16, output_dtype=jnp.bfloat16))
+    >>> net(jnp.ones([1, 3])).dtype, net.w.dtype
+    (dtype(bfloat16), dtype('float32'))
     """
 
     compute_dtype: Any

@@ -80,6 +80,10 @@ def next_key() -> jax.Array:
     """Returns the next key of the default stream, a typed JAX key.
 
     Inside compiled functions, loops and gradients the stream goes on as it would step by step.
+
+    >>> first, second = next_key(), next_key()
+    >>> bool((jax.random.key_data(first) == jax.random.key_data(second)).all())
+    False
     """
     return default_stream().next_key()
 
@@ -93,6 +97,12 @@ def seed(seed: int) -> None:
     Raises:
       ValueError: another number.
       RuntimeError: called while a transform traces, where it could only happen once.
+
+    >>> seed(1)
+    >>> first = jax.random.key_data(next_key())
+    >>> seed(1)
+    >>> bool((first == jax.random.key_data(next_key())).all())
+    True
     """
     number = _checked_seed(seed)
     if overlay.active() is not None:

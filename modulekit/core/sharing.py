@@ -38,6 +38,11 @@ class VariableStore(Module):
 
     It is a module: `store.trainable_variables`, pickling and saving work as for any other.
 
+    Args:
+      name: the module's name, which is no part of its variables' names.
+
+    Source: TensorFlow 1, where `tf.compat.v1.get_variable` keeps one store for each graph.
+
     >>> with VariableStore() as store, variable_scope("layer"):
     ...     w = get_variable("w", [2, 3])
     >>> list(store.by_name)
@@ -57,7 +62,21 @@ class VariableStore(Module):
 
 
 class VariableScope:
-    """What `variable_scope` yields: a name, whether its variables are reused, and the store they are in."""
+    """What `variable_scope` yields: a name, whether its variables are reused, and the store they are in.
+
+    Args:
+      name: the full name.
+      reuse: True, `AUTO_REUSE`, or None or False for neither.
+      store: where the variables are.
+
+    Source: TensorFlow 1, `tf.compat.v1.VariableScope`.
+
+    >>> with VariableStore(), variable_scope("net") as scope:
+    ...     w = get_variable("w", [2])
+    ...     scope.reuse_variables()
+    ...     get_variable("w") is w
+    True
+    """
 
     def __init__(self, name: str, reuse: Reuse, store: VariableStore) -> None:
         self.name = name
@@ -81,7 +100,14 @@ _current = _Current()
 
 
 def get_variable_scope() -> VariableScope:
-    """Returns the innermost variable scope."""
+    """Returns the innermost variable scope.
+
+    Source: TensorFlow 1, `tf.compat.v1.get_variable_scope`.
+
+    >>> with VariableStore(), variable_scope("net"), variable_scope("layer"):
+    ...     get_variable_scope().name
+    'net/layer'
+    """
     return _current.scopes[-1]
 
 
@@ -96,6 +122,8 @@ def variable_scope(name_or_scope: str | VariableScope, reuse: Reuse = None) -> I
 
     Yields:
       The scope.
+
+    Source: TensorFlow 1, `tf.compat.v1.variable_scope`.
 
     >>> with VariableStore(), variable_scope("net", reuse=AUTO_REUSE):
     ...     get_variable("w", [2]) is get_variable("w", [2])
@@ -137,6 +165,12 @@ def get_variable(
     Raises:
       ValueError: it exists and the scope does not reuse; it does not exist and the scope only reuses; it exists with
         another shape or dtype. The message gives the full name and where the variable was first defined.
+
+    Source: TensorFlow 1, `tf.compat.v1.get_variable`.
+
+    >>> with VariableStore(), variable_scope("layer"):
+    ...     get_variable("w", [2, 3])
+    Variable('layer/w', float32[2,3])
     """
     scope = get_variable_scope()
     full_name = _joined(scope.name, _checked(name))

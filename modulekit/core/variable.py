@@ -46,6 +46,8 @@ class Variable(Arithmetic):
     Raises:
       TypeError: the value is a tracer, so that it would outlive its trace, or no array.
 
+    Source: TensorFlow 2, `tf.Variable`, which is what a module of Sonnet 2 holds.
+
     >>> v = Variable(jnp.ones([2, 3]), name="w")
     >>> v.assign_add(jnp.ones([2, 3]))
     >>> v
@@ -118,10 +120,7 @@ class Variable(Arithmetic):
 
     @property
     def last_writer(self) -> provenance.Origin:
-        """The file and line of the last write; of the construction, where there was none.
-
-        A write in a compiled step is that of the line in the step.
-        """
+        """The file and line of the last write, in a compiled step the line in it; of the construction, if there was none."""
         latest = max((tally for tally, _ in self._tallies), key=lambda tally: tally.time, default=None)
         if latest is None or latest.time < self._written[0]:
             return self._written[1]

@@ -206,6 +206,10 @@ class TpuReplicator(Replicator):
       RuntimeError: there is no TPU.
 
     Source: Sonnet 2, `snt.distribute.TpuReplicator`, which takes a cluster resolver: JAX has found the TPUs by itself.
+
+    >>> has_tpu = any(device.platform == "tpu" for device in jax.local_devices())
+    >>> TpuReplicator().num_replicas_in_sync > 0 if has_tpu else "no TPU here"
+    'no TPU here'
     """
 
     def __init__(self, devices: Sequence[jax.Device | str] | None = None, *, writes: Rules = None) -> None:

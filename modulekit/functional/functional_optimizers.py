@@ -52,12 +52,12 @@ def optimizer(cls: type[Optimizer]) -> Callable[..., TransformedOptimizer]:
     (0.8999999761581421, 1.0)
     """
 
-    @functools.wraps(cls, updated=())
     def make(*args: Any, **kwargs: Any) -> TransformedOptimizer:
         made = cls(*args, **kwargs)
         return TransformedOptimizer(functools.partial(_init, made), functools.partial(_apply, made))
 
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # without self
+    make.__name__, make.__qualname__ = cls.__name__, cls.__qualname__
     make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return make
 
@@ -90,6 +90,34 @@ def _listed(updates: Any, trained: Sequence[Variable]) -> list[Any]:
 
 
 sgd = optimizer(SGD)
+sgd.__doc__ = """Returns `SGD` as a pair `(init, apply)` of pure functions. Arguments are those of `SGD`.
+
+Source: Sonnet 2, `snt.functional.sgd`.
+
+>>> sgd(0.1).init({})
+{}
+"""
 adam = optimizer(Adam)
+adam.__doc__ = """Returns `Adam` as a pair `(init, apply)` of pure functions. Arguments are those of `Adam`.
+
+Source: Sonnet 2, `snt.functional.adam`.
+
+>>> adam(0.1)._fields
+('init', 'apply')
+"""
 rmsprop = optimizer(RMSProp)
+rmsprop.__doc__ = """Returns `RMSProp` as a pair `(init, apply)` of pure functions. Arguments are those of `RMSProp`.
+
+Source: Sonnet 2, `snt.functional.rmsprop`.
+
+>>> rmsprop(0.1)._fields
+('init', 'apply')
+"""
 momentum = optimizer(Momentum)
+momentum.__doc__ = """Returns `Momentum` as a pair `(init, apply)` of pure functions. Arguments are those of `Momentum`.
+
+Source: Sonnet 2, `snt.functional.momentum`.
+
+>>> momentum(0.1, 0.9)._fields
+('init', 'apply')
+"""

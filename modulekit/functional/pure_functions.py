@@ -49,6 +49,9 @@ def jit(f: Callable[..., Any], device: jax.Device | str | None = None) -> Callab
       f: a function of arrays, such as `apply`.
       device: where it runs: a JAX device, or a name such as `GPU:1`; where its arguments are if None.
 
+    Returns:
+      The compiled function.
+
     Source: Sonnet 2, `snt.functional.jit`.
 
     >>> float(jit(lambda x, y: x * y)(2.0, 3.0))

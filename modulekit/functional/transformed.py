@@ -52,6 +52,8 @@ def variables() -> Iterator[None]:
     >>> import modulekit as mk
     >>> with mk.functional.variables():
     ...     layer = mk.Linear(3)
+    >>> layer
+    Linear(output_size=3)
     """
     yield
 

@@ -19,10 +19,14 @@ from modulekit.layers.inputs import location
 class KeyValueCache(NamedTuple):
     """Keys and values of the positions that have come, from `initial_cache` or from the call before.
 
+    A call writes its own behind them: `keys[:, length : length + time] <- k`, and `length <- length + time`.
+
     Attributes:
       keys: `[batch, max_length, num_kv_heads, key_size]`.
       values: `[batch, max_length, num_kv_heads, value_size]`.
       length: how many positions have come, an int32 scalar.
+
+    Source: Vaswani et al., Attention is all you need, 2017: in causal attention, later positions change no earlier key.
 
     >>> import modulekit as mk
     >>> mk.MultiHeadAttention(num_heads=2, key_size=8).initial_cache(batch_size=3, max_length=9).keys.shape

@@ -16,6 +16,8 @@ from modulekit.core.module import Module, allow_empty_variables
 def merge_leading_dims(x: Any, num_dims: int) -> Any:
     """Returns an array with its first `num_dims` axes as one; an array of fewer axes, or no array, as it is.
 
+    For two leading axes, `y[t * batch + n, ...] = x[t, n, ...]`.
+
     Args:
       x: `[*leading, *rest]`.
       num_dims: the number of leading axes.
@@ -38,6 +40,8 @@ def merge_leading_dims(x: Any, num_dims: int) -> Any:
 
 def split_leading_dim(x: Any, example: Any, num_dims: int) -> Any:
     """Returns an array with its first axis split into the first `num_dims` axes of an example; no array as it is.
+
+    For two leading axes, `y[t, n, ...] = x[t * batch + n, ...]`.
 
     Args:
       x: `[prod(leading), *rest]`.
@@ -69,6 +73,8 @@ def split_leading_dim(x: Any, example: Any, num_dims: int) -> Any:
 @allow_empty_variables
 class BatchApply(Module):
     """Applies a module to inputs of several leading axes, which are merged into one for it, and split again.
+
+    `y = split_leading_dim(module(merge_leading_dims(x, num_dims)), x, num_dims)`.
 
     Args:
       module: a module, or a function, that takes and returns arrays `[batch, ...]`, or structures of them.

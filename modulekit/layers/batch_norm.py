@@ -162,7 +162,9 @@ class BaseBatchNorm(Module):
 
 
 class BatchNorm(BaseBatchNorm):
-    """`BaseBatchNorm` with exponential moving averages of mean and variance.
+    """`y = scale (x - mean) / sqrt(variance + eps) + offset`, mean and variance per channel, over a batch.
+
+    It is a `BaseBatchNorm` whose metrics are exponential moving averages.
 
     Args:
       create_scale: whether `scale` is trainable.
@@ -174,7 +176,7 @@ class BatchNorm(BaseBatchNorm):
       data_format: where the channels are.
       name: the module's name.
 
-    Source: Sonnet 2, `snt.BatchNorm`.
+    Sources: Ioffe and Szegedy, Batch normalization, 2015; Sonnet 2, `snt.BatchNorm`.
 
     >>> import modulekit as mk
     >>> norm = mk.BatchNorm(create_scale=False, create_offset=False, decay_rate=0.9)

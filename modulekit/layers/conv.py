@@ -19,6 +19,8 @@ from modulekit.layers.inputs import location
 class ConvND(Module):
     """Abstract: `y[n, p, o] = sum_{k, i} x[n, p stride + k rate - before, i] w[k, i, o] + b[o]`, `p` and `k` positions.
 
+    `before` is the padding in front; beyond the inputs, `x` is 0.
+
     Args:
       num_spatial_dims: the number of spatial axes.
       output_channels: the number of outputs at each position.
@@ -168,7 +170,9 @@ class Conv1D(ConvND):
 
 
 class Conv2D(ConvND):
-    """Convolves `[batch, height, width, channels]`; the equation is that of `ConvND` with `p = (row, column)`.
+    """Convolves `[batch, height, width, channels]`; positions `p` and `k` are pairs, a row and a column.
+
+    `y[n, p, o] = sum_{k, i} x[n, p stride + k rate - before, i] w[k, i, o] + b[o]`; `before` is the padding in front.
 
     Arguments, attributes and errors are those of `ConvND`.
 
@@ -212,7 +216,9 @@ class Conv2D(ConvND):
 
 
 class Conv3D(ConvND):
-    """Convolves `[batch, depth, height, width, channels]`; the equation is that of `ConvND` with three-part positions.
+    """Convolves `[batch, depth, height, width, channels]`; positions `p` and `k` have three parts.
+
+    `y[n, p, o] = sum_{k, i} x[n, p stride + k rate - before, i] w[k, i, o] + b[o]`; `before` is the padding in front.
 
     Arguments, attributes and errors are those of `ConvND`.
 

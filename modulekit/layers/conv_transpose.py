@@ -240,7 +240,9 @@ class Conv1DTranspose(ConvNDTranspose):
 
 
 class Conv2DTranspose(ConvNDTranspose):
-    """Transposes a convolution of `[batch, height, width, channels]`; the equation is that of `ConvNDTranspose`.
+    """Transposes a convolution of `[batch, height, width, channels]`; positions are pairs, a row and a column.
+
+    `y[n, q, o] = sum_{p, k, i} x[n, p, i] w[k, o, i] + b[o]`, over all `p stride + k rate - before = q`.
 
     Arguments, attributes and errors are those of `ConvNDTranspose`.
 
@@ -273,7 +275,9 @@ class Conv2DTranspose(ConvNDTranspose):
 
 
 class Conv3DTranspose(ConvNDTranspose):
-    """Transposes a convolution of `[batch, depth, height, width, channels]`; the equation is that of `ConvNDTranspose`.
+    """Transposes a convolution of `[batch, depth, height, width, channels]`; positions have three parts.
+
+    `y[n, q, o] = sum_{p, k, i} x[n, p, i] w[k, o, i] + b[o]`, over all `p stride + k rate - before = q`.
 
     Arguments, attributes and errors are those of `ConvNDTranspose`.
 

@@ -165,7 +165,7 @@ def deep_rnn_with_residual_connections(
     """Returns a core in which each core adds to what it sees: `y_k = core_k(y_{k-1}) + y_{k-1}`, where `y_0 = x`.
 
     Args:
-      layers: the cores; each returns the shape that it takes.
+      layers: the cores; each returns the shape that it takes, `[batch, ..., features]`.
       name: the module's name.
 
     Raises:

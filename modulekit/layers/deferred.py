@@ -15,6 +15,8 @@ _OWN = ("_call_methods", "_constructor", "_target")
 class Deferred(Module):
     """Stands for a module that is constructed on the first call, when what its arguments depend on is known.
 
+    `y = module(x)`, with `module = constructor()`.
+
     From then on the attributes of a `Deferred` are those of its module, to read, to set and to delete. The module is
     constructed in the name scope of the caller, as if it stood there itself.
 
@@ -63,7 +65,7 @@ class Deferred(Module):
 
     @no_name_scope
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the module returns."""
+        """Returns what the module returns for these `args` and `kwargs`."""
         self._construct()
         return self._target(*args, **kwargs)
 

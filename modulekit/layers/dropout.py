@@ -20,7 +20,8 @@ class Dropout(Module):
       seed: gives the layer a random stream of its own, which starts from this number; None draws from the default one.
       name: the module's name.
 
-    Source: Srivastava et al., Dropout: a simple way to prevent neural networks from overfitting, 2014.
+    Source: Srivastava et al., Dropout: a simple way to prevent neural networks from overfitting, 2014. Sonnet 2,
+    `snt.Dropout`.
 
     >>> import modulekit as mk
     >>> float(mk.Dropout(0.5)(jnp.ones([4]), is_training=False).sum())
@@ -43,8 +44,11 @@ class Dropout(Module):
         """Returns `x` with elements dropped, or `x` itself if not `is_training`.
 
         Args:
-          x: an array of any shape.
+          x: `[...]`, of any shape.
           is_training: whether to drop.
+
+        Returns:
+          `[...]`, of the shape and dtype of `x`.
 
         Raises:
           ValueError: in training, if `rate` is not in [0, 1).

@@ -11,11 +11,14 @@ from modulekit.core.explain import summarize
 
 
 def scale_gradient(t: ArrayLike, scale: ArrayLike) -> Num[Array, "*shape"]:
-    """Returns `t`, and multiplies the gradient that passes through it by `scale`.
+    """Returns `t`, and multiplies the gradient that passes through it by `scale`: `y = t`, `dL/dt = scale dL/dy`.
 
     Args:
-      t: an array.
+      t: `[...]`, of any shape. What is neither floating nor complex passes as it is.
       scale: the factor, a number or an array that can be broadcast to the shape of `t`. It gets no gradient itself.
+
+    Returns:
+      `[...]`, of the shape and dtype of `t`.
 
     Source: Sonnet 2, `snt.scale_gradient`.
 
@@ -40,17 +43,20 @@ def _scaled_tangent(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tupl
 def leaky_clip_by_value(
     t: ArrayLike, clip_value_min: ArrayLike, clip_value_max: ArrayLike, name: str | None = None
 ) -> Num[Array, "*shape"]:
-    """Returns `max(min(t, clip_value_max), clip_value_min)`, with a gradient that leads back into the interval.
+    """Returns `y = max(min(t, clip_value_max), clip_value_min)`, with a gradient that leads back into the interval.
 
     Gradient descent may move a clipped element towards the interval and not away from it: the gradient passes as it is,
     but for elements below the interval where it is positive, and above it where it is negative, it is 0. To maximize,
     turn the gradient's sign before it gets here.
 
     Args:
-      t: an array.
+      t: `[...]`, of any shape.
       clip_value_min: the lower bound, a number or an array that can be broadcast to the shape of `t`. It gets no gradient.
       clip_value_max: the upper bound, likewise.
       name: without effect.
+
+    Returns:
+      `[...]`, of the shape and dtype of `t`.
 
     Raises:
       ValueError: a bound of a shape that cannot be broadcast to that of `t`.

@@ -14,6 +14,8 @@ class Identity(Module):
     Args:
       name: the module's name.
 
+    Source: Equinox, `eqx.nn.Identity`. Not in Sonnet.
+
     >>> Identity()(3, is_training=True)
     3
     """
@@ -22,5 +24,5 @@ class Identity(Module):
         super().__init__(name=name)
 
     def __call__(self, inputs: T, *args: Any, **kwargs: Any) -> T:
-        """Returns `inputs` as they are, and looks at no other argument."""
+        """Returns `inputs` as they are; `args` and `kwargs` have no effect."""
         return inputs

@@ -143,7 +143,9 @@ def check_rank(module: Module, inputs: jax.Array, rank: int) -> None:
 
 
 class InstanceNorm(LayerNorm):
-    """`LayerNorm` over the spatial axes: each channel of each example for itself.
+    """`y = scale (x - mean) / sqrt(variance + eps) + offset`, each channel of each example for itself.
+
+    It is a `LayerNorm` over the spatial axes.
 
     Args:
       create_scale: whether there is a trainable `scale`.

@@ -15,7 +15,7 @@ from modulekit.transforms.build import build
 
 
 class NormalizedWeight(Module):
-    """`layer` with `norm(w)` in the place of its weight `w`.
+    """`y = layer(x)`, computed with `norm(w)` in the place of the layer's weight `w`.
 
     The layer keeps its variables, names and shapes; who else reads the weight, such as a tied transpose, sees it as it is.
 

@@ -149,7 +149,9 @@ def _counts(
 
 @allow_empty_variables
 class AvgPool(Module):
-    """The mean of each window; see `avg_pool`, which has the same arguments but the inputs.
+    """The mean of each window, `y[n, p, c] = mean_k x[n, p strides + k - before, c]`, of what is not padding.
+
+    It calls `avg_pool`.
 
     Args:
       window_shape: the size of the window, one for all spatial axes or one for each.
@@ -189,7 +191,9 @@ class AvgPool(Module):
 
 @allow_empty_variables
 class MaxPool(Module):
-    """The largest value of each window; see `max_pool`, which has the same arguments but the inputs.
+    """The largest value of each window, `y[n, p, c] = max_k x[n, p strides + k - before, c]`, padding excluded.
+
+    It calls `max_pool`.
 
     Args:
       window_shape: the size of the window, one for all spatial axes or one for each.

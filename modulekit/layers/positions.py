@@ -21,7 +21,8 @@ def rotary(
 ) -> Float[Array, "batch time heads size"]:
     """Returns queries or keys turned by angles that grow with the position, so that scores depend on distances only.
 
-    The pair `(x[2i], x[2i + 1])` at position `p` is turned by the angle `p / base^(2i / size)`. Angles and products are
+    The pair `(x[2i], x[2i + 1])` at position `p` is turned by the angle `a = p / base^(2i / size)`:
+    `y[2i] = x[2i] cos(a) - x[2i + 1] sin(a)` and `y[2i + 1] = x[2i] sin(a) + x[2i + 1] cos(a)`. Angles and products are
     taken in float32 at least.
 
     Args:

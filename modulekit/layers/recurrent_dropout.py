@@ -73,7 +73,8 @@ def lstm_with_recurrent_dropout(
       **kwargs: further arguments of `LSTM`.
 
     Returns:
-      `(train_lstm, test_lstm)`, with the same variables. The state of the first is `(LSTMState, masks)`.
+      `(train_lstm, test_lstm)`, with the same variables, both from `[batch, input_size]` to `[batch, size of h]`. The state
+      of the first is `(LSTMState, masks)`.
 
     Raises:
       ValueError: `dropout` is not in [0, 1).

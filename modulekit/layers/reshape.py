@@ -17,7 +17,9 @@ from modulekit.core.once import once
 def reshape(
     inputs: ArrayLike, output_shape: int | Sequence[int], preserve_dims: int = 1, name: str | None = None
 ) -> Shaped[Array, "*axes"]:
-    """Returns `inputs` with its axes after the first `preserve_dims` reshaped.
+    """Returns `inputs` with its axes after the first `preserve_dims` reshaped; the elements keep their order.
+
+    `y = jnp.reshape(inputs, [*preserved, *output_shape])`.
 
     Args:
       inputs: `[*preserved, *axes]`.
@@ -56,11 +58,14 @@ def reshape(
 
 
 def flatten(inputs: ArrayLike, name: str = "flatten") -> Shaped[Array, "batch size"]:
-    """Returns `inputs` with all axes after the first as one.
+    """Returns `inputs` with all axes after the first as one, `y = jnp.reshape(inputs, [batch, -1])`.
 
     Args:
       inputs: `[batch, ...]`.
       name: without effect.
+
+    Returns:
+      `[batch, size]`, where `size` is the product of the other axes, 1 if there are none.
 
     Raises:
       ValueError: a scalar.
@@ -75,7 +80,7 @@ def flatten(inputs: ArrayLike, name: str = "flatten") -> Shaped[Array, "batch si
 
 @allow_empty_variables
 class Reshape(Module):
-    """Reshapes all axes of its inputs but the leading ones.
+    """Reshapes all axes of its inputs but the leading ones: `y = jnp.reshape(x, [*preserved, *output_shape])`.
 
     Args:
       output_shape: the sizes in place of the axes that are not preserved. At most one is -1, which stands for what is left.
@@ -136,7 +141,7 @@ class Reshape(Module):
 
 @allow_empty_variables
 class Flatten(Module):
-    """Makes one axis of all axes of its inputs but the leading ones.
+    """Makes one axis of all axes of its inputs but the leading ones: `y = jnp.reshape(x, [*preserved, -1])`.
 
     Args:
       preserve_dims: the number of leading axes that stay.

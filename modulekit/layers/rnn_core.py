@@ -53,6 +53,19 @@ class UnrolledRNN(Module):
     """Abstract: a recurrent network over a whole sequence, `output_sequence, final_state = rnn(input_sequence, state)`.
 
     Source: Sonnet 2, `snt.UnrolledRNN`.
+
+    >>> import modulekit as mk, jax.numpy as jnp
+    >>> @mk.allow_empty_variables
+    ... class Totals(UnrolledRNN):
+    ...     def __call__(self, input_sequence, initial_state):
+    ...         sums = initial_state + jnp.cumsum(input_sequence, axis=0)
+    ...         return sums, sums[-1]
+    ...     def initial_state(self, batch_size):
+    ...         return jnp.zeros([batch_size, 1])
+    >>> rnn = Totals()
+    >>> outputs, state = rnn(jnp.ones([3, 2, 1]), rnn.initial_state(2))
+    >>> outputs[:, 0, 0].tolist(), state.tolist()
+    ([1.0, 2.0, 3.0], [[3.0], [3.0]])
     """
 
     @abc.abstractmethod

@@ -7,11 +7,14 @@ from modulekit.core.module import Module
 
 
 class Sequential(Module):
-    """Calls layers in order, each with the output of the one before.
+    """Calls layers in order, each with the output of the one before: `y = layer_n(... layer_2(layer_1(x)))`.
 
     Args:
-      layers: modules or functions of one argument.
+      layers: modules or functions of one argument; without any, `y = x`.
       name: the module's name.
+
+    Raises:
+      TypeError: one of the layers cannot be called.
 
     Source: Sonnet 2, `snt.Sequential`.
 
@@ -29,7 +32,7 @@ class Sequential(Module):
                 raise TypeError(f"layers[{index}] of Sequential is {layer!r}: expected a module or a function")
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Returns the last layer's output; further arguments go to the first layer."""
+        """Returns the last layer's output for `inputs`; further `args` and `kwargs` go to the first layer."""
         outputs = inputs
         for index, layer in enumerate(self.layers):
             outputs = layer(outputs, *args, **kwargs) if index == 0 else layer(outputs)

@@ -85,15 +85,25 @@ class Stack(Module):
 
 
 def stack(layer: Module | Callable[[], Module], n: int, unroll: int | bool = 1, name: str | None = None) -> Stack:
-    """Returns a module that runs `n` layers like `layer` one after the other, each with weights of its own.
+    """Returns a module that runs `n` layers like `layer` one after the other: `y = layer_n(... layer_2(layer_1(x)))`.
 
-    The loop over them is compiled once. Dropout differs from layer to layer, and each keeps its own statistics.
+    Each has weights of its own, and the loop over them is compiled once. Dropout differs from layer to layer, and each
+    keeps its own statistics.
 
     Args:
       layer: a module that has not been called yet, or a function that makes one; it returns the shape that it takes.
       n: the number of layers.
       unroll: how many layers the compiled loop's body holds; True for all.
       name: the module's name.
+
+    Returns:
+      A module from `[batch, ...]` to the same shape, whose `layer` has variables `[n, ...]`, those of all layers.
+
+    Raises:
+      ValueError: `n` is below 1, or the layer has been called before; on the first call, a layer that returns another
+        shape than it takes.
+
+    Source: Haiku, `hk.layer_stack`. Not in Sonnet.
 
     >>> import modulekit as mk
     >>> tower = mk.stack(mk.Linear(4), 3)

@@ -13,7 +13,7 @@ from modulekit.layers.rnn_core import RNNCore
 
 
 class TrainableState(Module):
-    """An initial state whose parts are variables; all sequences of a batch begin with the same one.
+    """An initial state whose parts are variables; all sequences of a batch begin with the same: `state[n] = v`.
 
     Args:
       initial_values: any structure of arrays without a batch axis, `[...]`.

@@ -16,7 +16,9 @@ from modulekit.layers.rnn_core import UnrolledRNN
 
 
 class UnrolledLSTM(UnrolledRNN):
-    """An `LSTM` over a whole sequence, as `dynamic_unroll` computes it; outside of `mk.jit` it is compiled only once.
+    """An `LSTM` over a whole sequence, `h_t, s_t = lstm(x_t, s_{t-1})`, as `dynamic_unroll` computes it.
+
+    Outside of `mk.jit` it is compiled only once.
 
     Args:
       hidden_size: the size of `h` and `c`.

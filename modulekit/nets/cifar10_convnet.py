@@ -18,7 +18,8 @@ from modulekit.layers.linear import Linear
 class Cifar10ConvNet(Module):
     """3x3 convolutions, each with batch normalization and `relu`; the mean over all positions; a linear layer.
 
-    It is about a VGG network with strides in place of pooling. Inputs between -1 and 1 suit the default initializers.
+    `h_k = relu(batch_norm_k(conv_k(h_{k-1})))`, where `h_0 = x`, and `logits = mean_p(h_n[p]) w + b`. It is about a VGG
+    network with strides in place of pooling. Inputs between -1 and 1 suit the default initializers.
 
     Args:
       num_classes: the number of logits.

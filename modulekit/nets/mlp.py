@@ -13,7 +13,9 @@ from modulekit.layers.linear import Linear
 
 
 class MLP(Module):
-    """Linear layers with an activation between them.
+    """Linear layers with an activation between them: `h_k = activation(h_{k-1} w_k + b_k)`, where `h_0 = x`.
+
+    The output is `y = h_{n-1} w_n + b_n`, without an activation unless `activate_final`.
 
     Args:
       output_sizes: the number of outputs of each layer.

@@ -28,7 +28,10 @@ def _norm(bn_config: Mapping[str, Any], name: str, **options: Any) -> BatchNorm:
 
 
 class BottleNeckBlockV1(Module):
-    """`relu(x' + f(x))`: f is three convolutions, 1x1, 3x3 and 1x1, each normalized; x' is x or its projection.
+    """`y = relu(x' + f(x))`, where `f` is three convolutions, each normalized, and `x'` is `x` or its projection.
+
+    `f(x) = norm_2(conv_2(relu(norm_1(conv_1(relu(norm_0(conv_0(x))))))))`, with windows of 1x1, 3x3 and 1x1, and
+    `x' = norm(conv(x))` with one of 1x1.
 
     Args:
       channels: the number of output channels; a quarter of it inside.
@@ -83,7 +86,10 @@ class BottleNeckBlockV1(Module):
 
 
 class BottleNeckBlockV2(Module):
-    """`x' + f(x)`: f is three convolutions, 1x1, 3x3 and 1x1, each after normalization and relu; x' is x or a projection.
+    """`y = x' + f(a)`, where `f` is three convolutions, `a = relu(norm_0(x))`, and `x'` is `x` or a projection of `a`.
+
+    `f(a) = conv_2(relu(norm_2(conv_1(relu(norm_1(conv_0(a)))))))`, with windows of 1x1, 3x3 and 1x1, and `x' = conv(a)` with
+    one of 1x1.
 
     Args:
       channels: the number of output channels; a quarter of it inside.
@@ -92,7 +98,8 @@ class BottleNeckBlockV2(Module):
       bn_config: arguments of `BatchNorm`, such as `decay_rate` and `eps`.
       name: the module's name.
 
-    Sources: He et al., Identity mappings in deep residual networks, 2016, figure 4e; Sonnet 2.
+    Sources: He et al., Identity mappings in deep residual networks, 2016, figure 4e; Sonnet 2,
+    `snt.nets.resnet.BottleNeckBlockV2`.
 
     >>> import modulekit as mk
     >>> block = mk.nets.resnet.BottleNeckBlockV2(8, stride=2, use_projection=True, bn_config={})
@@ -135,7 +142,7 @@ class BottleNeckBlockV2(Module):
 
 
 class BlockGroup(Module):
-    """Blocks one after the other; the first one has the stride and a projection.
+    """Blocks one after the other, `y = block_n(... block_2(block_1(x)))`; the first has the stride and a projection.
 
     Args:
       channels: the number of output channels.
@@ -170,7 +177,12 @@ class BlockGroup(Module):
         ]
 
     def __call__(self, inputs: Float[Array, "batch height width channels"], is_training: bool) -> jax.Array:
-        """Returns the last block's output, `[batch, height / stride, width / stride, channels]`."""
+        """Returns the last block's output, `[batch, height / stride, width / stride, channels]`.
+
+        Args:
+          inputs: `[batch, height, width, input_channels]`.
+          is_training: whether to use and update the batch's statistics.
+        """
         net = inputs
         for block in self._blocks:
             net = block(net, is_training=is_training)
@@ -179,6 +191,9 @@ class BlockGroup(Module):
 
 class ResNet(Module):
     """A 7x7 convolution, max pooling, four groups of bottleneck blocks, average pooling, and a linear classifier.
+
+    `logits = mean_p(groups(max_pool(relu(norm(conv(x)))))[p]) w + b`, the mean over all positions. Version 2 normalizes
+    after the groups, and not before the pooling: `logits = mean_p(relu(norm(groups(max_pool(conv(x)))))[p]) w + b`.
 
     Args:
       blocks_per_group_list: the number of blocks in each of the four groups.
@@ -244,7 +259,9 @@ class ResNet(Module):
 
 
 class ResNet50(ResNet):
-    """`ResNet` with 3, 4, 6 and 3 blocks.
+    """`ResNet` with 3, 4, 6 and 3 blocks: 49 convolutions (projections apart) and one linear layer.
+
+    `logits = mean_p(groups(max_pool(relu(norm(conv(x)))))[p]) w + b`, as in `ResNet`.
 
     Args:
       num_classes: the number of logits.

@@ -26,6 +26,9 @@ Cache = tuple[KeyValueCache, ...]
 class Transformer(Module):
     """Blocks of attention and feed-forward networks, normalized before each, and a last normalization.
 
+    `y = norm(block_n(... block_1(x + p)))`, with learned positions `p` where there are any, and `logits = y e^T` with the
+    table `e` of the tokens.
+
     With a vocabulary it takes tokens and returns logits, by the same table of vectors at both ends, unless `with_logits` is
     False; without, it takes and returns vectors. An encoder has `causal=False`; a decoder that attends to an encoder's
     outputs has `cross_attention=True` and is given them as `memory`.

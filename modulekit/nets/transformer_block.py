@@ -21,7 +21,7 @@ def layer_norm(name: str) -> LayerNorm:
 
 
 class TransformerBlock(Module):
-    """`x + f(norm(x))` for each f in turn: self-attention, attention to a memory, and a feed-forward network.
+    """`x <- x + f(norm(x))` for each f in turn: self-attention, attention to a memory, and a feed-forward network.
 
     Args:
       num_heads: of the attention; see `MultiHeadAttention`.

@@ -19,11 +19,27 @@ Pairs = Iterable[tuple[Update, Variable]]
 
 
 class Optimizer(Module):
-    """Abstract: `apply(updates, parameters)` is all that a new optimizer must define."""
+    """Abstract: `apply(updates, parameters)` is all that a new optimizer must define.
+
+    Source: Sonnet 2, `snt.Optimizer`. `apply_gradients`, `compute_gradients` and `minimize` are additions.
+
+    >>> class SignDescent(Optimizer):
+    ...     def apply(self, updates, parameters):
+    ...         for update, parameter in zip(updates, parameters, strict=True):
+    ...             parameter.assign_sub(0.25 * jnp.sign(update))
+    >>> w = Variable(1.0, name="w")
+    >>> float(SignDescent().minimize(lambda: w**2, [w])), float(w)
+    (1.0, 0.75)
+    """
 
     @abc.abstractmethod
     def apply(self, updates: Sequence[Update], parameters: Sequence[Variable]) -> None:
-        """Changes each parameter by its update; where that is None, parameter and slots stay as they are."""
+        """Changes each parameter by its update; where that is None, parameter and slots stay as they are.
+
+        Args:
+          updates: gradients `[...]`, or None, one for each parameter; of its shape and dtype.
+          parameters: the variables.
+        """
 
     def apply_gradients(self, gradients: Pairs | Mapping[str, Any], module: Module | None = None) -> None:
         """Applies gradients, wherever they were computed: all of them or, where one does not fit, none.

@@ -15,6 +15,8 @@ class SGD(Transformed):
       learning_rate: a number, or a scalar variable that may be assigned between steps.
       name: the module's name.
 
+    Sources: Robbins and Monro, A stochastic approximation method, 1951; Sonnet 2, `snt.optimizers.SGD`.
+
     >>> w = Variable(1.0, name="w")
     >>> SGD(0.1).apply([jnp.array(2.0)], [w])
     >>> round(float(w), 6)
@@ -40,7 +42,7 @@ class Momentum(Transformed):
       use_nesterov: whether to look ahead by one step.
       name: the module's name.
 
-    Sources: Polyak 1964; Sutskever et al. 2013 (Nesterov's form).
+    Sources: Polyak 1964; Sutskever et al. 2013 (Nesterov's form); Sonnet 2, `snt.optimizers.Momentum`.
 
     >>> w = Variable(1.0, name="w")
     >>> momentum = Momentum(0.1, 0.9)
@@ -81,7 +83,7 @@ class Adam(Transformed):
       epsilon: added to the root.
       name: the module's name.
 
-    Source: Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1.
+    Sources: Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1; Sonnet 2, `snt.optimizers.Adam`.
 
     >>> w = Variable(1.0, name="w")
     >>> Adam(0.1).apply([jnp.array(5.0)], [w])
@@ -128,7 +130,7 @@ class RMSProp(Transformed):
       centered: whether to divide by the standard deviation.
       name: the module's name.
 
-    Source: Tieleman and Hinton, lecture 6.5, 2012; the centered form is Graves 2013.
+    Sources: Tieleman and Hinton, lecture 6.5, 2012; the centered form is Graves 2013; Sonnet 2, `snt.optimizers.RMSProp`.
 
     >>> w = Variable(1.0, name="w")
     >>> RMSProp(0.1, decay=0.0).apply([jnp.array(5.0)], [w])
@@ -166,11 +168,13 @@ class RMSProp(Transformed):
 
 
 class Optax(Transformed):
-    """Any optax transformation, with its state in variables.
+    """Any optax transformation, with its state in variables: `u, state <- update(g, state, p)`, `p <- p + u`.
 
     Args:
       transformation: what `optax.adamw(1e-3)` and its like return: it includes the learning rate and its sign.
       name: the module's name.
+
+    Source: Optax, `optax.GradientTransformation` and `optax.apply_updates`.
 
     >>> w = Variable(1.0, name="w")
     >>> Optax(optax.adamw(0.1)).apply([jnp.array(5.0)], [w])

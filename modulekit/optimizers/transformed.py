@@ -42,7 +42,7 @@ class Transformed(Optimizer):
         """Changes each parameter by its update; where that is None or the parameter is frozen, it and its slots stay.
 
         Args:
-          updates: gradients, or None, one for each parameter; of its shape and dtype.
+          updates: gradients `[...]`, or None, one for each parameter; of its shape and dtype.
           parameters: the variables.
 
         Raises:

@@ -24,6 +24,13 @@ class Line(NamedTuple):
       variable: None for an unexpected tensor.
       tensor: None for a missing one.
       result: `matched`, `missing`, `unexpected`, or what is wrong.
+
+    >>> import pathlib, modulekit as mk
+    >>> recorded = pathlib.Path(mk.__file__).parents[1] / "tests" / "recorded" / "mlp_adam-1"
+    >>> model = mk.nets.MLP([4, 3])
+    >>> _ = mk.build(model, [2, 5])
+    >>> mk.sonnet.plan(mk.sonnet.read_checkpoint(recorded), {"model": model}).matched[0].path
+    'model.layers[0].b'
     """
 
     path: str
@@ -45,6 +52,13 @@ class Plan:
       wrong: of those that cannot take theirs, by shape, dtype, or because it is not clear which one is meant.
       missing: of those for which the checkpoint has none.
       unexpected: of the tensors that no variable takes.
+
+    Args:
+      lines: in the order of the table.
+      hint: a sentence that is shown below the table; empty for none.
+
+    >>> Plan([Line("w", None, None, "missing")])
+    Plan(0 matched, 0 wrong, 1 missing, 0 unexpected)
     """
 
     def __init__(self, lines: Iterable[Line], hint: str = "") -> None:

@@ -23,6 +23,17 @@ class SavedTensor:
       name: the variable's full name, such as `mlp/linear_0/w`; the path for what is no variable.
       shape: its shape.
       dtype: its dtype; that of objects for strings, which are `bytes`.
+
+    Args:
+      bundle: the files.
+      key: what the index calls it.
+      name: the full name of the variable, empty if it is none.
+
+    >>> import pathlib, modulekit as mk
+    >>> recorded = pathlib.Path(mk.__file__).parents[1] / "tests" / "recorded" / "mlp_adam-1"
+    >>> tensor = mk.sonnet.read_checkpoint(recorded)["mlp/linear_0/w"]
+    >>> tensor, tensor.numpy().shape
+    (SavedTensor('model/_layers/0/w', f32[5,4]), (5, 4))
     """
 
     __slots__ = ("_bundle", "_key", "dtype", "name", "path", "shape")
@@ -58,6 +69,15 @@ class Checkpoint(Mapping[str, SavedTensor]):
     Attributes:
       prefix: the path of its files, without `.index`.
       nodes: the objects that were saved, the root first; none in a checkpoint of TensorFlow 1, where names are paths.
+
+    Args:
+      bundle: the files.
+
+    >>> import pathlib, modulekit as mk
+    >>> recorded = pathlib.Path(mk.__file__).parents[1] / "tests" / "recorded" / "mlp_adam-1"
+    >>> checkpoint = mk.sonnet.read_checkpoint(recorded)
+    >>> sorted(checkpoint)[:2]
+    ['model/_layers/0/b', 'model/_layers/0/w']
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -131,6 +151,11 @@ def read_checkpoint(prefix: str | os.PathLike[str]) -> Checkpoint:
     Raises:
       FileNotFoundError: there is none; the message lists those that are there.
       CheckpointError: the index is damaged, or a file is missing.
+
+    >>> import pathlib, modulekit as mk
+    >>> recorded = pathlib.Path(mk.__file__).parents[1] / "tests" / "recorded" / "mlp_adam-1"
+    >>> mk.sonnet.read_checkpoint(recorded)["model/_layers/0/w"].shape
+    (5, 4)
     """
     return Checkpoint(Bundle(prefix))
 

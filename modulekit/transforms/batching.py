@@ -51,6 +51,8 @@ def vmap(
     Raises:
       ValueError: on the call, if a shared variable is written and `writes` does not say how; it is not changed.
 
+    Source: JAX, `jax.vmap`, over variables. `stacked` and `writes` are additions.
+
     >>> import modulekit as mk, jax.numpy as jnp
     >>> seen = mk.Variable(0.0, name="seen")
     >>> def run(x):

@@ -47,6 +47,8 @@ def build(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     Returns:
       What `f` would return, with a `jax.ShapeDtypeStruct` for each array. Existing variables do not change.
 
+    Source: Sonnet 2, `snt.build`.
+
     >>> import modulekit as mk
     >>> layer = mk.Linear(10)
     >>> mk.build(layer, [32, 784]).shape
@@ -66,6 +68,8 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
       f: a module or function; variables that do not exist yet are made, and no variable changes.
       *args: its inputs: arrays or `jax.ShapeDtypeStruct`s.
       **kwargs: likewise; booleans and strings are passed as they are.
+
+    Source: JAX, `jax.eval_shape`, over variables.
 
     >>> import modulekit as mk, jax.numpy as jnp
     >>> mk.eval_shape(mk.Linear(10), jnp.ones([32, 784])).shape

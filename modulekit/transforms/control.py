@@ -23,6 +23,8 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
       false_fun: likewise; it returns the same structure, shapes and dtypes.
       *operands: arrays; modules are passed as they are.
 
+    Source: JAX, `jax.lax.cond`, over variables.
+
     >>> import modulekit as mk
     >>> count = mk.Variable(0, name="count")
     >>> int(mk.cond(True, lambda x: (count.assign_add(1), x)[1], lambda x: -x, 3)), int(count)
@@ -41,6 +43,8 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
 
     Raises:
       ValueError: there are no branches.
+
+    Source: JAX, `jax.lax.switch`, over variables.
 
     >>> int(switch(1, [lambda x: x, lambda x: 2 * x, lambda x: 3 * x], 5))
     10

@@ -39,6 +39,8 @@ def value_and_grad(
     Raises:
       TypeError: on the call, if the loss is no floating-point scalar, or a variable is not floating-point.
 
+    Source: JAX, `jax.value_and_grad`, over variables.
+
     >>> import modulekit as mk
     >>> w = mk.Variable(3.0, name="w")
     >>> value, (gradient,) = mk.value_and_grad(lambda x: x * w**2, [w])(2.0)
@@ -91,6 +93,8 @@ def grad(
     Returns:
       A function that returns the gradients as `value_and_grad` does, or `(gradients, aux)`.
 
+    Source: JAX, `jax.grad`, over variables.
+
     >>> import modulekit as mk
     >>> w = mk.Variable(3.0, name="w")
     >>> float(mk.grad(lambda: w**2, [w])()[0])
@@ -117,6 +121,8 @@ def implicit_value_and_gradients(fn: Callable[P, Any]) -> Callable[P, tuple[Any,
 
     Raises:
       TypeError: on the call, if the loss is no floating-point scalar.
+
+    Source: TensorFlow 1, `tf.contrib.eager.implicit_value_and_gradients`.
 
     >>> import modulekit as mk
     >>> w = mk.Variable(3.0, name="w")

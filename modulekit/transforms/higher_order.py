@@ -35,6 +35,8 @@ def jvp(
     Raises:
       ValueError: there are more or fewer tangents than arguments or variables.
 
+    Source: JAX, `jax.jvp`, over variables.
+
     >>> import modulekit as mk
     >>> w = mk.Variable(3.0, name="w")
     >>> result, tangent = mk.jvp(lambda x: x * w**2, (2.0,), (0.0,), [w], [1.0])
@@ -83,6 +85,8 @@ def hessian(
 
     Raises:
       ValueError: both `variables` and `argnums` are given.
+
+    Source: JAX, `jax.hessian`, over variables.
 
     >>> import modulekit as mk
     >>> w = mk.Variable(3.0, name="w")

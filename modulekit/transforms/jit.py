@@ -161,6 +161,8 @@ def jit(
       RetraceError: on the call, if it would be traced more than `max_traces` times.
       UnsettledTraceError: on the call, if the function makes new variables each time.
 
+    Source: JAX, `jax.jit`, over variables.
+
     >>> import modulekit as mk
     >>> count = mk.Variable(0, name="count")
     >>> @mk.jit

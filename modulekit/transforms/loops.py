@@ -43,6 +43,8 @@ def scan(
     Raises:
       UnsettledTraceError: each step makes new variables.
 
+    Source: JAX, `jax.lax.scan`, over variables. `stacked` is an addition.
+
     >>> import modulekit as mk
     >>> total = mk.Variable(0.0, name="total")
     >>> def step(carry, x):
@@ -101,6 +103,8 @@ def while_loop(
     Raises:
       UnsettledTraceError: each step makes new variables.
 
+    Source: JAX, `jax.lax.while_loop`, over variables.
+
     >>> import modulekit as mk
     >>> x = mk.Variable(1.0, name="x")
     >>> int(mk.while_loop(lambda n: x < 100, lambda n: (x.assign(x * 3), n + 1)[1], 0)), float(x)
@@ -148,6 +152,8 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
 
     Returns:
       The last value.
+
+    Source: JAX, `jax.lax.fori_loop`, over variables.
 
     >>> import modulekit as mk
     >>> int(mk.fori_loop(0, 5, lambda i, total: total + i, 0))

@@ -28,6 +28,8 @@ def per_example_grad(
       A function of the same positional arguments, each a structure of arrays `[examples, ...]`, that returns an array
       `[examples, *shape]` for each variable. For a loss that is a mean over the batch, their mean is its gradient.
 
+    Source: JAX, `jax.vmap` of `jax.grad`, over variables.
+
     >>> import modulekit as mk
     >>> w = mk.Variable(2.0, name="w")
     >>> mk.per_example_grad(lambda x, y: (w * x - y) ** 2, [w])(jnp.array([1.0, 2.0]), jnp.zeros([2]))[0].tolist()

@@ -22,6 +22,8 @@ def remat(fn: Callable[P, Any], policy: Callable[..., bool] | None = None) -> Ca
       fn: a function that may read and write variables.
       policy: which intermediate values are kept after all, one of `jax.checkpoint_policies`.
 
+    Source: JAX, `jax.checkpoint`, also called `jax.remat`, over variables.
+
     >>> import modulekit as mk, jax.numpy as jnp
     >>> layer = mk.Linear(3)
     >>> mk.remat(layer)(jnp.ones([2, 4])).shape

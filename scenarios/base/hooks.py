@@ -13,7 +13,19 @@ from scenarios.base.events import Event, Finished, Progressed, Started
 
 @dataclass(frozen=True)
 class Stop:
-    """What a hook returns to end the run after the current step."""
+    """What a hook returns to end the run after the current step.
+
+    Attributes:
+      reason: what ended the run, as its result says.
+
+    >>> import jax.numpy as jnp, modulekit as mk, scenarios
+    >>> x = jnp.ones([4, 1])
+    >>> fit = scenarios.Supervised(10, batch_size=4, progress=False)
+    >>> def hook(event):
+    ...     return Stop("enough")
+    >>> fit(mk.Linear(1), mk.optimizers.SGD(0.1), mk.losses.squared_error, data=(x, x), hooks=[hook]).reason
+    'enough'
+    """
 
     reason: str
 

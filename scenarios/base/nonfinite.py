@@ -15,10 +15,20 @@ from modulekit.core.variable import Variable
 class NonFiniteError(FloatingPointError):
     """An update gave a metric or a weight that is not finite. The update was not applied: the variables are those before it.
 
-    Attributes:
+    Args:
+      message: what is said.
       step: the number of the update, the first one being 1.
       samples: the indices of the examples whose data or loss is not finite.
       variables: the paths of the variables that the update would have made non-finite.
+
+    >>> import modulekit as mk, scenarios
+    >>> x = jnp.array([[1.0], [jnp.nan]])
+    >>> fit = scenarios.Supervised(1, batch_size=2, progress=False)
+    >>> try:
+    ...     fit(mk.Linear(1), mk.optimizers.SGD(0.1), mk.losses.squared_error, data=(x, x))
+    ... except NonFiniteError as error:
+    ...     print(error.step, error.samples)
+    1 [1]
     """
 
     def __init__(self, message: str, step: int, samples: list[int], variables: list[str]) -> None:

@@ -18,6 +18,9 @@ class Result:
       save_dir: the run's directory, None if nothing was saved.
       parameters: the number of trainable numbers in the parts, each shared variable counted once.
       reason: "done", or what ended the run before.
+
+    >>> Result(step=100, metrics={"loss": 0.5}, history=[], save_dir=None, parameters=2)
+    Result(step=100, metrics={'loss': 0.5}, save_dir=None, parameters=2, reason='done')
     """
 
     step: int

@@ -26,6 +26,13 @@ class Settings:
     Raises:
       ValueError: a number is out of range.
       TypeError: a number is none.
+
+    >>> Settings(steps=1000, batch_size=32).eval_batch_size
+    1000
+    >>> Settings(steps=1000, batch_size=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: batch_size=0 is below 1
     """
 
     steps: int
