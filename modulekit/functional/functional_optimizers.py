@@ -57,7 +57,7 @@ def optimizer(cls: type[Optimizer]) -> Callable[..., TransformedOptimizer]:
         return TransformedOptimizer(functools.partial(_init, made), functools.partial(_apply, made))
 
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # without self
-    make.__name__, make.__qualname__ = cls.__name__, cls.__qualname__
+    make.__name__ = make.__qualname__ = cls.__name__.lower()
     make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return make
 
