@@ -57,5 +57,4 @@ ROWS = [
     Row("vector_quantizer", lambda: Quantized(mk.nets.VectorQuantizer(3, 4, 0.25)), (VECTORS,)),
     Row("vector_quantizer_ema", lambda: Quantized(mk.nets.VectorQuantizerEMA(3, 4, 0.25, 0.9)), (VECTORS,)),
     Row("moving_average_metric", lambda: mk.ExponentialMovingAverage(0.9), (jnp.asarray(VECTORS),), has_weights=False),
-    Row("accuracy", mk.metrics.Accuracy, (VECTORS, np.array([0, 2, 1, 1, 0], np.int32)), has_weights=False),
 ]  # fmt: skip

@@ -211,13 +211,14 @@ def gradient_of_jit_of_scan(row: Row, module: Any) -> list[Any]:
     return mk.grad(inner, module)(stacked)
 
 
-def gradient_by_jax(row: Row, module: Any) -> list[Any]:
+def gradient_by_jax(row: Row, module: Any, compiled: bool = False) -> list[Any]:
     mk.build(module, *row.inputs, **row.options)
     trained = list(module.trainable_variables)
     others = [v for v in variables_of(module) if v not in trained]
     pure, values = mk.functionalize(lambda: row.loss(module), [*trained, *others])
     split = len(trained)
-    gradients, new = jax.grad(lambda ws: pure([*ws, *values[split:]]), has_aux=True)(values[:split])
+    gradient = jax.grad(lambda ws: pure([*ws, *values[split:]]), has_aux=True)
+    gradients, new = (jax.jit(gradient) if compiled else gradient)(values[:split])
     pure.commit(new)
     return gradients
 

@@ -94,8 +94,8 @@ sgd.__doc__ = """Returns `SGD` as a pair `(init, apply)` of pure functions. Argu
 
 Source: Sonnet 2, `snt.functional.sgd`.
 
->>> sgd(0.1).init({})
-{}
+>>> sgd(0.1)._fields
+('init', 'apply')
 """
 adam = optimizer(Adam)
 adam.__doc__ = """Returns `Adam` as a pair `(init, apply)` of pure functions. Arguments are those of `Adam`.

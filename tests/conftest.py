@@ -1,0 +1,24 @@
+"""One compilation of a program serves all the processes of a run: JAX keeps what it compiled in a folder for the run."""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+_FOLDER = "JAX_COMPILATION_CACHE_DIR"
+_made: list[str] = []
+
+if _FOLDER not in os.environ:  # the workers and the processes that tests start inherit it
+    _made.append(tempfile.mkdtemp(prefix="modulekit-tests-"))
+    os.environ |= {
+        _FOLDER: _made[0],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the folder at the end of the run."""
+    for folder in _made:
+        shutil.rmtree(folder, ignore_errors=True)
