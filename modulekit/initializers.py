@@ -8,6 +8,7 @@ any trace.
 import abc
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,6 +56,12 @@ def _floating(dtype: Any) -> Any:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"Expected floating point type, got {dtype}")
     return dtype
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """Returns a shape as a tuple of integers: one size, or a sequence or array of them."""
+    sizes = (shape,) if isinstance(shape, int | np.integer) else shape
+    return tuple(operator.index(size) for size in sizes)
 
 
 def _draw(sample: Callable[[jax.Array, Any], jax.Array], dtype: Any, seed: int | None) -> jax.Array:
@@ -125,8 +132,10 @@ class Constant(Initializer):
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _numerical(dtype)
+        if jnp.issubdtype(dtype, jnp.integer) and isinstance(self.value, float | np.floating):
+            raise TypeError(f"Cannot convert {self.value!r}, a floating-point number, to {dtype}: give an integer")
         with concrete():
-            return jnp.asarray(np.full(tuple(shape), self.value, dtype))
+            return jnp.asarray(np.full(_sizes(shape), self.value, dtype))
 
 
 class RandomUniform(Initializer):
@@ -150,7 +159,7 @@ class RandomUniform(Initializer):
 
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
-        dtype = _numerical(dtype)
+        dtype, shape = _numerical(dtype), _sizes(shape)
         if jnp.issubdtype(dtype, jnp.integer):
             return _draw(lambda key, d: jax.random.randint(key, shape, self.minval, self.maxval, d), dtype, self.seed)
         return _draw(lambda key, d: jax.random.uniform(key, shape, d, self.minval, self.maxval), dtype, self.seed)
@@ -182,7 +191,7 @@ class RandomNormal(_Normal):
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _floating(dtype)
-        return _draw(lambda key, d: _normal(key, tuple(shape), d, self.mean, self.stddev), dtype, self.seed)
+        return _draw(lambda key, d: _normal(key, _sizes(shape), d, self.mean, self.stddev), dtype, self.seed)
 
 
 class TruncatedNormal(_Normal):
@@ -207,7 +216,7 @@ class TruncatedNormal(_Normal):
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _floating(dtype)
-        return _draw(lambda key, d: _truncated(key, tuple(shape), d, self.mean, self.stddev), dtype, self.seed)
+        return _draw(lambda key, d: _truncated(key, _sizes(shape), d, self.mean, self.stddev), dtype, self.seed)
 
 
 class Identity(Initializer):
@@ -232,11 +241,13 @@ class Identity(Initializer):
 
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
-        dtype = _numerical(dtype)
+        dtype, shape = _numerical(dtype), _sizes(shape)
+        if jnp.issubdtype(dtype, jnp.integer) and isinstance(self.gain, float | np.floating):
+            raise TypeError(f"Cannot convert gain={self.gain!r}, a floating-point number, to {dtype}: give an integer")
         _check_matrix(shape)
         with concrete():
             eye = np.eye(shape[-2], shape[-1]) * self.gain
-            return jnp.asarray(np.broadcast_to(eye, tuple(shape)), dtype)
+            return jnp.asarray(np.broadcast_to(eye, shape), dtype)
 
 
 class Orthogonal(Initializer):
@@ -263,7 +274,7 @@ class Orthogonal(Initializer):
 
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
-        dtype = _floating(dtype)
+        dtype, shape = _floating(dtype), _sizes(shape)
         _check_matrix(shape)
         rows, columns = math.prod(shape[:-1]), shape[-1]
         tall = (max(rows, columns), min(rows, columns))
@@ -318,7 +329,7 @@ class VarianceScaling(Initializer):
 
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
-        dtype = _floating(dtype)
+        dtype, shape = _floating(dtype), _sizes(shape)
         fan_in, fan_out = fans(shape)
         fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
         variance = self.scale / max(1.0, fan)

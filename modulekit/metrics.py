@@ -86,9 +86,9 @@ class Sum(Metric):
         self.sum = _zeros_like(value, "sum")
 
     def update(self, value: Any) -> None:
-        """Adds `value`, `[...]`, an array of the shape of the first one."""
+        """Adds `value`, `[...]`, an array of the shape of the first one; raises `ValueError` for another shape."""
         self.initialize(value)
-        _made(self, self.sum).assign_add(value)
+        _add(self, self.sum, value)
 
     @property
     def value(self) -> jax.Array:
@@ -127,9 +127,9 @@ class Mean(Metric):
         self.sum = _zeros_like(value, "sum")
 
     def update(self, value: Any) -> None:
-        """Adds `value`, `[...]`, an array of the shape of the first one, and counts one."""
+        """Adds `value`, `[...]`, of the shape of the first one, and counts one; raises `ValueError` for another shape."""
         self.initialize(value)
-        _made(self, self.sum).assign_add(value)
+        _add(self, self.sum, value)
         self.count.assign_add(1)
 
     @property
@@ -350,6 +350,17 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 def _zeros_like(value: Any, name: str) -> Variable:
     shape, dtype = jnp.shape(value_of(value)), jnp.result_type(value_of(value))
     return Variable(jnp.zeros(shape, dtype), trainable=False, name=name)
+
+
+def _add(metric: Module, total: Variable | None, value: Any) -> None:
+    """Adds a value of the shape of the total, where an assignment would also take one that broadcasts to it."""
+    total, array = _made(metric, total), array_of(value)
+    if array.shape != total.shape:
+        raise ValueError(
+            f"{metric!r} accumulates values of shape {list(total.shape)}, that of the first one, got {summarize(array)}: "
+            "use another metric for another shape"
+        )
+    total.assign_add(array)
 
 
 def _made(metric: Module, variable: Variable | None) -> Variable:

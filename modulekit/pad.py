@@ -123,7 +123,7 @@ def create(
       `n + 2` lists `[before, after]`.
 
     Raises:
-      TypeError: a sequence has neither 1 nor `n` elements.
+      TypeError: a sequence has neither 1 nor `n` elements, or a padding is neither a function nor a sequence.
       ValueError: a padding is not two numbers, 0 or above.
 
     Source: Sonnet 2, `snt.pad.create`. Pairs of numbers are an addition.
@@ -138,8 +138,13 @@ def create(
 
 
 def _pair(padding: Any, effective_kernel_size: int) -> list[int]:
+    if not callable(padding) and (padding is None or isinstance(padding, str | int)):
+        raise TypeError(
+            f"padding {summarize(padding)} is not callable: expected a function of the effective kernel size, such as "
+            "mk.pad.same, or [before, after]"
+        )
     pair = padding(effective_kernel_size) if callable(padding) else padding
-    if isinstance(pair, str | int) or len(pair) != 2 or min(pair) < 0:
+    if pair is None or isinstance(pair, str | int) or len(pair) != 2 or min(pair) < 0:
         raise ValueError(
             f"padding {summarize(padding)} gives {summarize(pair)} for an effective kernel size of "
             f"{effective_kernel_size}: expected [before, after], two numbers from 0"

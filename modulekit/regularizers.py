@@ -1,7 +1,7 @@
 """Regularizers: functions of variables or arrays that give a penalty to add to a loss."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -47,7 +47,9 @@ class _Scaled(Regularizer):
         Args:
           tensors: variables or arrays `[...]`, of any shapes unless the class says so.
         """
-        if not len(tensors):
+        if isinstance(tensors, Iterator):
+            tensors = tuple(tensors)
+        if not tensors:
             return jnp.zeros_like(value_of(self.scale))
         first, *others = (self._penalty(jnp.asarray(value_of(t))) for t in tensors)
         return self.scale * sum(others, start=first)

@@ -228,7 +228,7 @@ def test_methods_of_one_module_that_call_each_other_are_one_line() -> None:
             return self.third([x] * n)
 
         def third(self, xs: Any) -> Any:
-            with self.name_scope():
+            with self.name_scope:
                 return xs[0] @ np.ones([3, 3])
 
     for run in (Three(), mk.jit(Three())):

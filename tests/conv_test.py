@@ -336,3 +336,11 @@ def test_an_error_names_the_path_of_the_layer() -> None:
 def test_variables_before_the_first_call() -> None:
     with pytest.raises(ValueError, match=r"^Conv2D\(output_channels=4, kernel_shape=3\) does not currently contain"):
         _ = mk.Conv2D(4, 3).variables
+
+
+def test_padding_none_pads_nothing() -> None:
+    x = jnp.arange(21.0).reshape(1, 7, 3)
+    layer, valid = mk.Conv1D(2, 3, padding=None), mk.Conv1D(2, 3, padding="VALID")
+    layer(x), valid(x)
+    valid.w.assign(layer.w.value)
+    np.testing.assert_array_equal(layer(x), valid(x))

@@ -276,3 +276,13 @@ def test_values_go_to_a_device_and_back() -> None:
     assert isinstance(put["w"], jax.Array)
     got = fn.device_get(put)
     assert isinstance(got["params"][w], np.ndarray) and float(got["params"][w]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("argnums", "kind"), [(2, IndexError), (-3, IndexError), ((0, 5), IndexError), ("a", TypeError), (None, TypeError)]
+)
+def test_argnums_are_positions_of_arguments_that_came(argnums: Any, kind: type[Exception]) -> None:
+    for transform in (fn.grad, fn.value_and_grad):
+        with pytest.raises(kind, match=r"^argnums="):
+            transform(lambda x, y: x * y, argnums=argnums)(2.0, 3.0)
+    assert float(fn.grad(lambda x, y: x * y, argnums=-1)(2.0, 3.0)) == 2.0

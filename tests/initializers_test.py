@@ -172,7 +172,7 @@ def test_constants(dtype: Any) -> None:
     assert (draw(initializers.Ones(), [2, 3], dtype) == 1).all()
     assert (draw(initializers.Constant(5), [2, 3], dtype) == 5).all()
     np.testing.assert_array_equal(draw(initializers.Identity(3), [2, 3], dtype), 3 * np.eye(2, 3))
-    np.testing.assert_array_equal(draw(initializers.Identity(), [4, 2, 2], dtype), np.stack([np.eye(2)] * 4))
+    np.testing.assert_array_equal(draw(initializers.Identity(1), [4, 2, 2], dtype), np.stack([np.eye(2)] * 4))
     assert draw(initializers.Ones(), [], dtype).shape == ()
 
 
@@ -345,3 +345,30 @@ def test_an_own_seed_stands_in_for_the_global_one() -> None:
     np.testing.assert_array_equal(first, second)
     assert (first[0] != first[1]).all()
     assert (draw(initializers.RandomNormal(seed=8), [5]) != first[0]).all()
+
+
+ALL = (
+    initializers.Zeros(),
+    initializers.Ones(),
+    initializers.Constant(2),
+    initializers.RandomUniform(),
+    initializers.RandomNormal(),
+    initializers.TruncatedNormal(),
+    initializers.VarianceScaling(),
+)
+
+
+@pytest.mark.parametrize("initializer", ALL, ids=repr)
+@pytest.mark.parametrize("shape", [(2, 3), [2, 3], np.array([2, 3]), jnp.array([2, 3]), 6, np.int64(6)], ids=repr)
+def test_a_shape_is_one_size_or_a_sequence_or_an_array_of_sizes(initializer: Any, shape: Any) -> None:
+    assert initializer(shape, jnp.float32).shape == ((6,) if np.ndim(shape) == 0 else (2, 3))
+
+
+@pytest.mark.parametrize(
+    "initializer", [initializers.Constant(2.0), initializers.Constant(np.float32(2)), initializers.Identity()], ids=repr
+)
+def test_a_floating_point_number_is_not_cut_to_an_integer(initializer: Any) -> None:
+    with pytest.raises(TypeError, match=r"a floating-point number, to int32: give an integer$"):
+        initializer([2, 2], jnp.int32)
+    assert initializer([2, 2], jnp.float16).dtype == jnp.float16
+    assert initializers.Identity(2)([1, 1], jnp.int32).tolist() == [[2]]

@@ -423,3 +423,10 @@ def test_an_mlp_learns_a_function() -> None:
     assert losses[0] > 0.3
     assert losses[-1] < 0.01
     assert all(isinstance(v.value, jax.Array) for v in model.variables)
+
+
+def test_dropout_of_integers_is_refused_in_training_only() -> None:
+    x = jnp.ones([2, 3], jnp.int32)
+    assert mk.Dropout(0.5)(x, is_training=False) is x
+    with pytest.raises(ValueError, match=r"expects floating-point inputs, got int32\[2,3\]: convert them"):
+        mk.Dropout(0.5)(x, is_training=True)

@@ -188,7 +188,7 @@ def test_sum_keeps_the_dtype_of_the_first_value() -> None:
     total = mk.Sum()
     total(jnp.array([1, 2]))
     assert total.value.dtype == jnp.int32
-    with pytest.raises(ValueError, match=r"'sum/sum'.*shape \[2\]"):
+    with pytest.raises(ValueError, match=r"^Sum\(\) accumulates values of shape \[2\]"):
         total(jnp.array([1, 2, 3]))
 
 
@@ -254,3 +254,13 @@ def test_a_call_inside_jit_returns_the_value_so_far() -> None:
     mean = metrics.ExampleMean()
     compiled = mk.jit(lambda x: mean(x))
     assert [float(compiled(jnp.array([v]))) for v in (1.0, 3.0, 8.0)] == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("kind", [mk.Sum, mk.Mean])
+@pytest.mark.parametrize("value", [1.0, [[1.0, 2.0]], [1.0]], ids=repr)
+def test_a_value_that_would_broadcast_is_refused_and_not_counted(kind: Any, value: Any) -> None:
+    metric = kind()
+    metric(jnp.array([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"accumulates values of shape \[2\], that of the first one, got float32\["):
+        metric(jnp.array(value))
+    assert metric.value.tolist() == [1.0, 2.0]

@@ -150,7 +150,7 @@ def test_every_method_and_property_runs_inside_the_modules_scope() -> None:
         net = Net(name="net")
     assert (net.method(), net.prop, net.outside()) == ("tower/net/m", "tower/net/p", "o")
     assert (net.static(), Net.of_class()) == ("s", "c")
-    with net.name_scope():
+    with net.name_scope:
         assert mk.Variable(0.0, name="x").name == "tower/net/x"
     assert mk.Variable(0.0, name="x").name == "x"
 
@@ -243,3 +243,40 @@ def test_attributes_of_any_name_are_the_users_own() -> None:
             self._hidden, self._name, self._scope, self.built = 1, "n", None, True
 
     assert (Recurrent()._hidden, Recurrent().name) == (1, "recurrent")
+
+
+def test_the_name_scope_of_a_module_is_a_property_that_may_be_entered_many_times() -> None:
+    net = mk.nets.MLP([3, 2], name="net")
+    layer = net.submodules[0]
+    assert layer.name_scope.name == "net/linear_0/"
+    for _ in range(2):
+        with layer.name_scope:
+            assert mk.Variable(0.0, name="v").name == "net/linear_0/v"
+    assert mk.Variable(0.0, name="v").name == "v"
+
+
+def test_a_method_runs_after_the_super_constructor_or_is_marked() -> None:
+    class Early(mk.Module):
+        def __init__(self) -> None:
+            self.prepare()
+            super().__init__()
+
+        def prepare(self) -> None:
+            self.ready = True
+
+    class Marked(Early):
+        @mk.no_name_scope
+        def prepare(self) -> None:
+            self.ready = True
+
+    with pytest.raises(AttributeError, match=r"^The super constructor must be called before any other methods"):
+        Early()
+    assert Marked().ready
+
+
+@pytest.mark.parametrize("name", [3, True, b"layer"])
+def test_a_name_that_is_no_string_is_a_type_error(name: Any) -> None:
+    with pytest.raises(TypeError) as raised:
+        mk.Linear(2, name=name)
+    kind = type(name).__name__
+    assert str(raised.value) == f"{name!r} is not a valid module name: expected a string, got {kind}"

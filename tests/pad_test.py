@@ -71,8 +71,9 @@ ERRORS: list[tuple[Any, Any, type[Exception], str]] = [
     (
         (1, 2),
         (3, 1),
-        ValueError,
-        "padding 1 gives 1 for an effective kernel size of 3: expected [before, after], two numbers from 0",
+        TypeError,
+        "padding 1 is not callable: expected a function of the effective kernel size, such as mk.pad.same, or [before, "
+        "after]",
     ),
     (
         [(0, -1)],
@@ -88,3 +89,9 @@ def test_create_says_what_does_not_fit(padding: Any, sizes: Any, kind: type[Exce
     with pytest.raises(kind) as caught:
         mk.pad.create(padding, *sizes, n=2, channel_index=-1)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("padding", ["SAME", 1, None, ["SAME", "VALID"]])
+def test_what_is_neither_a_function_nor_a_sequence_is_a_type_error(padding: Any) -> None:
+    with pytest.raises(TypeError, match=r"is not callable: expected a function of the effective kernel size"):
+        mk.pad.create(padding, 3, 1, n=2, channel_index=-1)

@@ -110,3 +110,10 @@ def test_a_regularizer_of_ones_own() -> None:
     assert float(Largest()([jnp.ones([2]), 3 * jnp.ones([1])])) == 3
     with pytest.raises(TypeError, match="abstract"):
         mk.regularizers.Regularizer()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("kind", [mk.regularizers.L1, mk.regularizers.L2])
+def test_none_is_nothing_and_an_iterator_is_what_it_yields(kind: Any) -> None:
+    assert float(kind(0.5)(None)) == 0
+    assert float(kind(0.5)(iter([]))) == 0
+    assert float(kind(0.5)(jnp.ones([2]) for _ in range(2))) == 2

@@ -138,3 +138,10 @@ def test_errors(call: Callable[[], Any], text: str) -> None:
     with pytest.raises(ValueError) as caught:
         call()
     assert str(caught.value) == text
+
+
+def test_flatten_is_a_reshape() -> None:
+    layer = mk.Flatten(preserve_dims=2, name="flat")
+    assert isinstance(layer, mk.Reshape) and layer.output_shape == [-1]
+    assert layer(jnp.ones([2, 3, 4, 5])).shape == (2, 3, 20)
+    assert layer.reversed()(jnp.ones([7, 3, 20])).shape == (7, 3, 4, 5) and layer.reversed().name == "flat_reversed"

@@ -35,6 +35,11 @@ def in_scope(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def run_in_scope(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._modulekit.name is None:
+            raise AttributeError(
+                "The super constructor must be called before any other methods in your constructor: begin it with "
+                "`super().__init__(name=name)`, or decorate the methods called before with `@mk.no_name_scope`"
+            )
         stack = names.frames()
         stack.append(names.Frame(self._modulekit.scope, self))
         running = overlay.active()

@@ -143,9 +143,10 @@ class Module(metaclass=ModuleType):
         """The absolute name scope, such as `mlp/linear_0`."""
         return self._modulekit.scope
 
-    def name_scope(self) -> Any:
-        """Returns a context in which new variables are named as if the module had made them."""
-        return _ModuleScope(self)
+    @property
+    def name_scope(self) -> "ModuleScope":
+        """A context in which new variables are named as if the module had made them."""
+        return ModuleScope(self)
 
     # Collection.
 
@@ -326,9 +327,19 @@ class Module(metaclass=ModuleType):
         return self._modulekit.text or f"{type(self).__name__}(...)"
 
 
-class _ModuleScope:
+class ModuleScope:
+    """The name scope of a module, a context.
+
+    Args:
+      module: whose scope it is.
+
+    Attributes:
+      name: the scope with a slash behind it, such as `mlp/linear_0/`.
+    """
+
     def __init__(self, module: Module) -> None:
         self._frame = names.Frame(module.scope_name, module)
+        self.name = f"{module.scope_name}/"
 
     def __enter__(self) -> str:
         names.frames().append(self._frame)

@@ -91,7 +91,9 @@ def snake_case(class_name: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """Returns `name`, or raises `ValueError` where it is not a word that can stand in a variable's name."""
-    if not isinstance(name, str) or not _VALID.fullmatch(name):
+    """Returns `name`; raises `ValueError` unless it can stand in a variable's name, `TypeError` where it is no string."""
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is not a valid module name: expected a string, got {type(name).__name__}")
+    if not _VALID.fullmatch(name):
         raise ValueError(f"{name!r} is not a valid module name: use a letter or '_', then letters, digits or '_'")
     return name

@@ -86,7 +86,8 @@ def value_and_grad(f: Callable[..., Any], argnums: Any = 0, has_aux: bool = Fals
       structure of `argnums`, and each that of its argument.
 
     Raises:
-      TypeError: on the call, if the value is no floating-point scalar.
+      TypeError: `argnums` is no position; on the call, the value is no floating-point scalar.
+      IndexError: on the call, fewer positional arguments than `argnums` says.
 
     Source: Sonnet 2, `snt.functional.value_and_grad`. There a value that is no scalar is summed.
 
@@ -95,10 +96,14 @@ def value_and_grad(f: Callable[..., Any], argnums: Any = 0, has_aux: bool = Fals
     (12.0, 12.0, 4.0)
     """
     places, structure = jax.tree.flatten(argnums)
+    if argnums is None or not all(isinstance(place, int) for place in places):
+        raise TypeError(f"argnums={argnums!r}: expected the position of an argument, or a tuple or list of positions")
     both = gradients.value_and_grad(f, None, has_aux, argnums=places)
 
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if not all(-len(args) <= place < len(args) for place in places):
+            raise IndexError(f"argnums={argnums!r} is out of range: the function got {len(args)} positional arguments")
         value, found = both(*args, **kwargs)
         return value, jax.tree.unflatten(structure, found)
 

@@ -28,8 +28,8 @@ class ConvND(Module):
       stride: the step of the window, one for all axes or one for each.
       rate: the distance of the inputs that a window covers, one for all axes or one for each; above 1, a dilated
         convolution.
-      padding: "SAME" (`ceil(inputs / stride)` outputs), "VALID" (none), a function as in `mk.pad`, `[before, after]`, or a
-        list of one of these for each axis.
+      padding: "SAME" (`ceil(inputs / stride)` outputs), "VALID" or None (none), a function as in `mk.pad`,
+        `[before, after]`, or a list of one of these for each axis.
       with_bias: whether there is a `b`.
       w_init: initializer of `w`; truncated normal with standard deviation `1 / sqrt(window * input_channels / groups)` if
         None.
@@ -55,7 +55,7 @@ class ConvND(Module):
         kernel_shape: Sizes,
         stride: Sizes,
         rate: Sizes,
-        padding: str | pad.Paddings,
+        padding: str | pad.Paddings | None,
         with_bias: bool,
         w_init: Initializer | None,
         b_init: Initializer | None,
@@ -144,7 +144,7 @@ class Conv1D(ConvND):
         kernel_shape: Sizes,
         stride: Sizes = 1,
         rate: Sizes = 1,
-        padding: str | pad.Paddings = "SAME",
+        padding: str | pad.Paddings | None = "SAME",
         with_bias: bool = True,
         w_init: Initializer | None = None,
         b_init: Initializer | None = None,
@@ -190,7 +190,7 @@ class Conv2D(ConvND):
         kernel_shape: Sizes,
         stride: Sizes = 1,
         rate: Sizes = 1,
-        padding: str | pad.Paddings = "SAME",
+        padding: str | pad.Paddings | None = "SAME",
         with_bias: bool = True,
         w_init: Initializer | None = None,
         b_init: Initializer | None = None,
@@ -236,7 +236,7 @@ class Conv3D(ConvND):
         kernel_shape: Sizes,
         stride: Sizes = 1,
         rate: Sizes = 1,
-        padding: str | pad.Paddings = "SAME",
+        padding: str | pad.Paddings | None = "SAME",
         with_bias: bool = True,
         w_init: Initializer | None = None,
         b_init: Initializer | None = None,

@@ -26,7 +26,7 @@ def convolve(
     *,
     stride: Sizes = 1,
     rate: Sizes = 1,
-    padding: str | pad.Paddings = "SAME",
+    padding: str | pad.Paddings | None = "SAME",
     data_format: str,
     groups: int = 1,
 ) -> jax.Array:
@@ -37,7 +37,7 @@ def convolve(
       w: `[*window, input_channels / groups, output_channels]`.
       stride: the step of the window.
       rate: the distance of the inputs that one window covers.
-      padding: "SAME", "VALID" or paddings as in `mk.pad`.
+      padding: "SAME", "VALID" or None, which pad nothing, or paddings as in `mk.pad`.
       data_format: where the channels are.
       groups: into how many groups the channels are divided; each output belongs to one and sees its inputs only.
 
@@ -46,7 +46,7 @@ def convolve(
 
     Raises:
       ValueError: a padding of another name, a wrong number of strides or rates, or a window wider than the inputs.
-      TypeError: a wrong number of paddings.
+      TypeError: a wrong number of paddings, or one that is neither a function nor a sequence.
     """
     n = w.ndim - 2
     axes = spatial_axes(inputs.ndim, data_format)
@@ -81,7 +81,7 @@ def dimension_numbers(n: int, data_format: str, transposed: bool = False) -> lax
 
 
 def explicit_padding(
-    padding: str | pad.Paddings, inputs: Sequence[int], window: Sequence[int], stride: Sizes, rate: Sizes
+    padding: str | pad.Paddings | None, inputs: Sequence[int], window: Sequence[int], stride: Sizes, rate: Sizes
 ) -> Pairs:
     """Returns how much each spatial axis is padded before and after.
 
@@ -89,7 +89,7 @@ def explicit_padding(
     the total is odd.
 
     Args:
-      padding: "SAME", "VALID" or paddings as in `mk.pad`.
+      padding: "SAME", "VALID" or None, which pad nothing, or paddings as in `mk.pad`.
       inputs: the sizes of the spatial axes.
       window: the sizes of the window.
       stride: one for all axes, or one for each.
@@ -97,9 +97,10 @@ def explicit_padding(
 
     Raises:
       ValueError: another name, a wrong number of strides or rates, or a window wider than the padded inputs.
-      TypeError: a wrong number of paddings.
+      TypeError: a wrong number of paddings, or one that is neither a function nor a sequence.
     """
     n = len(window)
+    padding = "VALID" if padding is None else padding
     if isinstance(padding, str):
         check_padding_name(padding.upper())
         strides, rates = sizes(stride, n, "stride"), sizes(rate, n, "rate")

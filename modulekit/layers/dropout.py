@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from modulekit.core.explain import summarize
 from modulekit.core.module import Module, allow_empty_variables
 from modulekit.core.randomness import RandomStream, next_key
 
@@ -51,7 +52,7 @@ class Dropout(Module):
           `[...]`, of the shape and dtype of `x`.
 
         Raises:
-          ValueError: in training, if `rate` is not in [0, 1).
+          ValueError: in training, if `rate` is not in [0, 1), or `x` is not of a floating-point dtype.
         """
         if not is_training:
             return x
@@ -70,7 +71,7 @@ def dropout(
       noise_shape: the shape of the mask, broadcast to that of `x`.
 
     Raises:
-      ValueError: `rate` is not in [0, 1).
+      ValueError: `rate` is not in [0, 1), or `x` is not of a floating-point dtype.
 
     >>> dropout(jnp.ones([2]), 0.0, jax.random.key(0)).tolist()
     [1.0, 1.0]
@@ -78,6 +79,11 @@ def dropout(
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"`rate` must be a float in the range [0, 1). Received: rate={rate}")
     x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"Dropout scales what it keeps and expects floating-point inputs, got {summarize(x)}: convert them, as in "
+            "x.astype('float32')"
+        )
     shape = x.shape if noise_shape is None else tuple(noise_shape)
     kept = jax.random.bernoulli(key, 1.0 - rate, shape)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros([], x.dtype))

@@ -136,12 +136,19 @@ class Reshape(Module):
         Raises:
           ValueError: this module has not been called yet.
         """
-        return _reversed(self, self.preserve_dims, name)
+        input_shape: tuple[int, ...] | None = getattr(self, "input_shape", None)
+        if input_shape is None:
+            raise ValueError(
+                f"{self!r} has not been called yet, and its input shape is unknown: call it, then reverse it"
+            )
+        return Reshape(input_shape[self.preserve_dims :], self.preserve_dims, name or f"{self.name}_reversed")
 
 
 @allow_empty_variables
-class Flatten(Module):
+class Flatten(Reshape):
     """Makes one axis of all axes of its inputs but the leading ones: `y = jnp.reshape(x, [*preserved, -1])`.
+
+    A scalar behind the preserved axes becomes an axis of size 1.
 
     Args:
       preserve_dims: the number of leading axes that stay.
@@ -160,48 +167,7 @@ class Flatten(Module):
     """
 
     def __init__(self, preserve_dims: int = 1, name: str | None = None) -> None:
-        super().__init__(name=name)
-        _check_preserved(preserve_dims)
-        self.preserve_dims = preserve_dims
-
-    @once
-    def _initialize(self, inputs: Any) -> None:
-        self.input_shape = tuple(inputs.shape)
-
-    def __call__(self, inputs: Shaped[Array, "*axes"]) -> Shaped[Array, "*preserved size"]:
-        """Returns `[*preserved, size]`, where `size` is the product of the other axes, 1 if there are none.
-
-        Args:
-          inputs: `[*preserved, *axes]`.
-
-        Raises:
-          ValueError: fewer axes than `preserve_dims`.
-        """
-        inputs = jnp.asarray(value_of(inputs))
-        outputs = reshape(inputs, (-1,), self.preserve_dims)
-        self._initialize(inputs)
-        return outputs
-
-    @no_name_scope
-    def reversed(self, name: str | None = None) -> Reshape:
-        """Returns a module that goes back to the shape of the first inputs.
-
-        Args:
-          name: its name; this one's with `_reversed` if None.
-
-        Raises:
-          ValueError: this module has not been called yet.
-        """
-        return _reversed(self, self.preserve_dims, name)
-
-
-def _reversed(module: Module, preserve_dims: int, name: str | None) -> Reshape:
-    input_shape: tuple[int, ...] | None = getattr(module, "input_shape", None)
-    if input_shape is None:
-        raise ValueError(
-            f"{module!r} has not been called yet, and its input shape is unknown: call it, then reverse it"
-        )
-    return Reshape(input_shape[preserve_dims:], preserve_dims, name or f"{module.name}_reversed")
+        super().__init__([-1], preserve_dims, name)
 
 
 def _check_preserved(preserve_dims: int) -> None:
