@@ -64,7 +64,7 @@ class Transformer(Module):
     learners, 2019, for the order of normalizations; Press and Wolf, 2016, for the shared table.
 
     >>> import modulekit as mk
-    >>> decoder = mk.nets.Transformer(num_layers=2, num_heads=2, key_size=4, vocab_size=10)
+    >>> decoder = mk.nets.Transformer(num_layers=1, num_heads=2, key_size=4, vocab_size=10)
     >>> decoder(jnp.array([[1, 5, 9]])).shape
     (1, 3, 10)
     >>> encoder = mk.nets.Transformer(num_layers=1, num_heads=2, key_size=4, causal=False)
