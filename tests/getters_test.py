@@ -1,6 +1,8 @@
 """Laws of custom variable getters: what a read gives inside the context, for whom, and nothing else."""
 
+import gc
 import threading
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -211,3 +213,22 @@ def test_gradients_stopped_by_a_getter_are_zero() -> None:
     with mk.custom_variable_getter(stopped, instances=[layer]):
         gradients = mk.grad(lambda: layer(X).sum(), layer)()
     assert all(not np.asarray(gradient).any() for gradient in gradients)
+
+
+def test_a_getter_and_what_it_holds_is_gone_with_its_context() -> None:
+    layer = ones_layer()
+
+    def gradients() -> weakref.ref[object]:
+        def read(variable: mk.Variable) -> jax.Array:
+            return variable.value * 3
+
+        def loss() -> jax.Array:
+            with mk.custom_variable_getter(read, instances=[layer]):
+                return jax.nn.relu(layer(X)).sum()
+
+        mk.grad(loss, layer)()
+        return weakref.ref(read)
+
+    alive = gradients()
+    gc.collect()
+    assert alive() is None

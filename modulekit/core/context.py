@@ -1,13 +1,13 @@
 """What is switched on around the running code, and changes what the same code computes.
 
 A program that was compiled under one `Around` does not serve under another: compiled functions keep their programs apart
-by `key()`, and so does JAX with what it traces inside (`jax.make_user_context`). While nothing is switched on, the key
-is None and costs a comparison.
+by `key()`. While nothing is switched on, the key is None and costs a comparison. JAX's own caches are kept apart where what
+they hold may depend on it: by taps and mode always; by getters and cast only where a cached trace may read variables.
 """
 
 import contextlib
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +48,7 @@ class _Everywhere:
 NOTHING = _Thread.around
 thread = _Thread()
 everywhere = _Everywhere()
-_caches_apart = jax.make_user_context(NOTHING)
+_caches_apart = jax.make_user_context((NOTHING.taps, NOTHING.mode))
 
 
 def now() -> Around:
@@ -72,9 +72,15 @@ def changed(**fields: Any) -> Iterator[None]:
     """
     before = {name: getattr(thread.around, name) for name in fields}
     thread.around = thread.around._replace(**fields)
-    is_traced = overlay.active() is not None or not foreign.untraced()
     try:
-        with _caches_apart(thread.around) if is_traced or "taps" in fields else contextlib.nullcontext():
+        with _apart(fields):
             yield
     finally:
         thread.around = thread.around._replace(**before)
+
+
+def _apart(fields: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    if "taps" in fields or "mode" in fields:
+        return _caches_apart((thread.around.taps, thread.around.mode))
+    # Other functions read no variables while JAX traces them, and a getter that was a key would live as long as the cache.
+    return foreign.caches_apart(object()) if overlay.is_isolated() else contextlib.nullcontext()

@@ -163,6 +163,11 @@ def active() -> Overlay | None:
     return _active.overlay
 
 
+def is_isolated() -> bool:
+    """Returns whether nothing that JAX keeps of the running trace is used by another one."""
+    return _active.overlay is not None and _active.overlay._isolated
+
+
 def bakes_reads() -> bool:
     """Returns whether a plain JAX transform stands between the caller and the innermost overlay, and would compile.
 
