@@ -282,3 +282,9 @@ def test_a_wrong_mask_is_refused_in_every_axis() -> None:
             shape[axis] = size
             with pytest.raises(ValueError, match="expects a mask that broadcasts"):
                 layer(X, MEMORY, mask=np.ones(shape, bool))
+
+
+def test_no_sequences_and_no_positions_give_none() -> None:
+    attention = mk.MultiHeadAttention(2, 4)
+    for shape in ((0, 3, 8), (2, 0, 8)):
+        assert attention(jnp.ones(shape)).shape == shape

@@ -212,3 +212,11 @@ def test_a_compiled_function_knows_the_mode() -> None:
         disable()
     np.testing.assert_array_equal(step(X), wide)
     assert not np.array_equal(narrow, wide)
+
+
+def test_under_a_policy_a_normalized_weight_starts_as_the_weight_is_also_in_a_compiled_gradient() -> None:
+    net = mk.NormalizedWeight(mk.Linear(2), mk.WeightNorm())
+    set_policy(net, Policy(jnp.bfloat16))
+    mk.jit(lambda: mk.grad(lambda: net(X).sum(), net)())()
+    assert net.norm.g.dtype == jnp.float32
+    np.testing.assert_allclose(net.norm.g.value, np.linalg.norm(net.layer.w.numpy(), axis=0), rtol=1e-6)

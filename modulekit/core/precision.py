@@ -58,7 +58,11 @@ def at_full_precision(args: Any) -> tuple[Any, Any]:
     around = context.now()
     if around.compute_dtype is None:
         return args, contextlib.nullcontext()
-    return cast(args, around.variable_dtype), context.changed(compute_dtype=None)
+    is_variable = lambda leaf: isinstance(leaf, Arithmetic)  # noqa: E731 (it is read in full precision there)
+    precise = jax.tree.map(
+        lambda leaf: leaf if is_variable(leaf) else _cast_leaf(leaf, around.variable_dtype), args, is_leaf=is_variable
+    )
+    return precise, context.changed(compute_dtype=None)
 
 
 def cast(tree: Any, dtype: Any) -> Any:

@@ -261,8 +261,8 @@ def _padded(array: jax.Array, size: int) -> jax.Array:
 
 
 def _split(array: jax.Array, heads: int) -> jax.Array:
-    return array.reshape(*array.shape[:2], heads, -1)
+    return array.reshape(*array.shape[:2], heads, array.shape[-1] // heads)
 
 
 def _joined(heads: jax.Array) -> jax.Array:
-    return heads.reshape(*heads.shape[:2], -1)
+    return heads.reshape(*heads.shape[:2], heads.shape[2] * heads.shape[3])
