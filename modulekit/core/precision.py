@@ -58,16 +58,16 @@ def at_full_precision(args: Any) -> tuple[Any, Any]:
     around = context.now()
     if around.compute_dtype is None:
         return args, contextlib.nullcontext()
-    is_variable = lambda leaf: isinstance(leaf, Arithmetic)  # noqa: E731 (it is read in full precision there)
+    # A variable is handed on: read there, it shows itself in full precision.
     precise = jax.tree.map(
-        lambda leaf: leaf if is_variable(leaf) else _cast_leaf(leaf, around.variable_dtype), args, is_leaf=is_variable
+        lambda leaf: leaf if _is_variable(leaf) else _cast_leaf(leaf, around.variable_dtype), args, is_leaf=_is_variable
     )
     return precise, context.changed(compute_dtype=None)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
     """Returns a structure with its floating arrays and variables cast to `dtype`; the rest is handed on as it is."""
-    return jax.tree.map(lambda leaf: _cast_leaf(leaf, dtype), tree, is_leaf=lambda leaf: isinstance(leaf, Arithmetic))
+    return jax.tree.map(lambda leaf: _cast_leaf(leaf, dtype), tree, is_leaf=_is_variable)
 
 
 def _cast_leaf(leaf: Any, dtype: Any) -> Any:
@@ -75,3 +75,7 @@ def _cast_leaf(leaf: Any, dtype: Any) -> Any:
         return leaf
     value = value_of(leaf)
     return jnp.asarray(value).astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else leaf
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, Arithmetic)
