@@ -1,15 +1,18 @@
 """Training state on disk.
 
-A store keeps numbered states, each a set of named arrays and a JSON record, behind four verbs. Orbax writes them: a
+A store keeps numbered states, each a set of named arrays and a JSON record, behind a few verbs. Orbax writes them: a
 state is a directory that appears under its name only when it is complete, so that whatever a killed process leaves
-behind is ignored. Array names, shapes and dtypes stand in the record; orbax sees numbered arrays.
+behind is ignored. Array names, shapes and dtypes stand in the record; orbax sees numbered arrays. A state can be written
+in the background: its arrays are copied first, so that training goes on at once.
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -17,6 +20,7 @@ import orbax.checkpoint as ocp
 from modulekit.errors import CheckpointError
 
 _ARRAYS, _RECORD = "arrays", "record"
+Mode = Literal["min", "max"]
 
 
 class CheckpointStore:
@@ -25,9 +29,12 @@ class CheckpointStore:
     Args:
       directory: made if missing.
       keep: how many of the newest states stay.
+      keep_best: how many of those with the best scores stay beside them.
+      best: whether a score is better the smaller (`min`) or the larger (`max`) it is.
+      anchor_interval: the newest state whose number is a multiple of it stays as well; None for no such state.
 
     Raises:
-      ValueError: `keep` is below 1.
+      ValueError: `keep` is below 1, or `keep_best` below 0.
       OSError: the directory cannot be made or written.
 
     >>> import tempfile
@@ -40,45 +47,100 @@ class CheckpointStore:
     ([1.0, 1.0], {'seed': 3})
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep: int = 3) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep: int = 3,
+        keep_best: int = 0,
+        best: Mode = "min",
+        anchor_interval: int | None = None,
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep}: at least the newest state must stay")
+        if keep_best < 0:
+            raise ValueError(f"keep_best={keep_best} is below 0")
         self.directory = Path(directory).absolute()
         check_writable(self.directory)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep), enable_async_checkpointing=False
-        )
+        self._preservation = _Preservation(keep, keep_best, best, anchor_interval)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._preservation, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._preservation.scores = {step: self._whole_record(step).get("score") for step in self._manager.all_steps()}
+        self._writer: threading.Thread | None = None
+        self._written: list[int] = []
+        self._error: BaseException | None = None
+
+    def steps(self) -> list[int]:
+        """Returns the numbers of all complete states, in order."""
+        self.wait()
+        return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
         """Returns the number of the newest complete state, None if there is none."""
-        step: int | None = self._manager.latest_step()
-        return step
+        return max(self.steps(), default=None)
 
-    def save(self, step: int, arrays: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """Writes a state; when this returns it is complete on disk.
+    def best(self) -> int | None:
+        """Returns the number of the state with the best score, None if none has one."""
+        return next(iter(self._preservation.best_of(self.steps())), None)
+
+    def save(
+        self,
+        step: int,
+        arrays: Mapping[str, Any],
+        record: Mapping[str, Any],
+        score: float | None = None,
+        in_background: bool = False,
+    ) -> None:
+        """Writes a state; when this returns it is complete on disk, unless it is written in the background.
 
         Args:
           step: its number.
           arrays: by name; of any shape and dtype.
           record: anything that JSON can hold.
+          score: by which it may be among the best; None, or not finite, for no score.
+          in_background: whether to copy the arrays and return. `wait` waits for the rest, as every other method does
+            first; an error there is raised by the next method that is called.
 
         Raises:
           CheckpointError: there is a state of that number already, or a newer one.
         """
-        if step in self._manager.all_steps():
+        if step in self.steps():
             raise CheckpointError(f"{self.directory} already holds a state of step {step}, which is not overwritten")
-        specs = [[name, list(np.shape(a)), str(a.dtype)] for name, a in arrays.items()]
-        stored = {str(i): a for i, a in enumerate(arrays.values()) if np.size(a)}
-        items: dict[str, Any] = {_RECORD: ocp.args.JsonSave({"arrays": specs, "user": dict(record)})}
-        if stored:  # orbax refuses to write none
-            items[_ARRAYS] = ocp.args.StandardSave(stored)
-        written = self._manager.save(step, args=ocp.args.Composite(**items))
-        self._manager.wait_until_finished()
-        if not written:
-            raise CheckpointError(
-                f"{self.directory} holds states up to step {self.latest()}, and takes only later ones, not step {step}"
-            )
+        copies = {name: np.array(a) if in_background else a for name, a in arrays.items()}
+        content = json.loads(json.dumps(dict(record)))  # a copy, too, and an error now if JSON cannot hold it
+        if not in_background:
+            self._write(step, copies, content, score)
+            self._written.append(step)
+            return
+        self._writer = threading.Thread(target=self._write_apart, args=(step, copies, content, score), daemon=True)
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Waits for the state that is being written in the background."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def written(self) -> list[int]:
+        """Returns the numbers of the states that have become complete since it was last asked. It does not wait."""
+        count = len(self._written)
+        done, self._written = self._written[:count], self._written[count:]
+        return done
+
+    def record(self, step: int) -> dict[str, Any]:
+        """Returns the record of a state, without reading its arrays.
+
+        Args:
+          step: its number.
+
+        Raises:
+          CheckpointError: there is no complete state of that number.
+        """
+        self._check_there(step)
+        user: dict[str, Any] = self._whole_record(step)["user"]
+        return user
 
     def restore(self, step: int) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
         """Returns `(arrays, record)` of a state.
@@ -89,11 +151,8 @@ class CheckpointStore:
         Raises:
           CheckpointError: there is no complete state of that number.
         """
-        if step not in self._manager.all_steps():
-            raise CheckpointError(
-                f"{self.directory} holds no complete state of step {step}: {self._manager.all_steps()}"
-            )
-        record = self._manager.restore(step, args=ocp.args.Composite(**{_RECORD: ocp.args.JsonRestore()}))[_RECORD]
+        self._check_there(step)
+        record = self._whole_record(step)
         specs = record["arrays"]
         # NumPy arrays as the wanted form keep every dtype; JAX arrays would narrow float64 without a word.
         wanted = {str(i): np.empty(shape, dtype) for i, (_, shape, dtype) in enumerate(specs) if 0 not in shape}
@@ -108,8 +167,67 @@ class CheckpointStore:
         return arrays, record["user"]
 
     def close(self) -> None:
-        """Ends the threads that orbax keeps."""
-        self._manager.close()
+        """Waits for what is being written, and ends the threads that orbax keeps."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _check_there(self, step: int) -> None:
+        steps = self.steps()
+        if step not in steps:
+            raise CheckpointError(f"{self.directory} holds no complete state of step {step}: {steps}")
+
+    def _whole_record(self, step: int) -> dict[str, Any]:
+        items = ocp.args.Composite(**{_RECORD: ocp.args.JsonRestore()})
+        record: dict[str, Any] = self._manager.restore(step, args=items)[_RECORD]
+        return record
+
+    def _write_apart(self, *state: Any) -> None:
+        try:
+            self._write(*state)
+        except BaseException as error:  # raised again by the thread that trains
+            self._error = error
+        else:
+            self._written.append(state[0])
+
+    def _write(self, step: int, arrays: Mapping[str, Any], record: Mapping[str, Any], score: float | None) -> None:
+        self._preservation.scores[step] = score if score is not None and math.isfinite(score) else None
+        specs = [[name, list(np.shape(a)), str(a.dtype)] for name, a in arrays.items()]
+        stored = {str(i): a for i, a in enumerate(arrays.values()) if np.size(a)}
+        content = {"arrays": specs, "user": record, "score": self._preservation.scores[step]}
+        items: dict[str, Any] = {_RECORD: ocp.args.JsonSave(content)}
+        if stored:  # orbax refuses to write none
+            items[_ARRAYS] = ocp.args.StandardSave(stored)
+        written = self._manager.save(step, args=ocp.args.Composite(**items))
+        self._manager.wait_until_finished()
+        if not written:
+            raise CheckpointError(
+                f"{self.directory} holds states up to step {self._manager.latest_step()}, and takes only later ones, "
+                f"not step {step}"
+            )
+
+
+class _Preservation:
+    """Decides which states stay: the newest, the best, and the anchor. A preservation policy of orbax."""
+
+    def __init__(self, keep: int, keep_best: int, best: Mode, anchor_interval: int | None) -> None:
+        self.scores: dict[int, float | None] = {}
+        self._keep, self._keep_best, self._anchor_interval = keep, keep_best, anchor_interval
+        self._sign = 1.0 if best == "min" else -1.0
+
+    def best_of(self, steps: Sequence[int]) -> list[int]:
+        """Returns the steps that have a score, the best first and the older one of two equal ones."""
+        scored = [(score, step) for step in steps if (score := self.scores.get(step)) is not None]
+        return [step for _, step in sorted((self._sign * score, step) for score, step in scored)]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns, for each state from old to new, whether it stays."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        staying = {*steps[-self._keep :], *self.best_of(steps)[: self._keep_best]}
+        if self._anchor_interval is not None:
+            staying.update([step for step in steps if step % self._anchor_interval == 0][-1:])
+        return [step in staying for step in steps]
 
 
 def check_writable(directory: Path, setting: str = "directory") -> None:

@@ -1,5 +1,6 @@
 """Laws of resuming: a run that was cut anywhere ends, in another process, as if it had not been."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ import scenarios
 from modulekit.checkpoints import CheckpointStore
 from modulekit.errors import CheckpointError
 from scenarios import events
+from scenarios.base import identity
 
 HERE = Path(__file__).parent
 REGRESSION = ROW["regression"]
@@ -45,10 +47,10 @@ class Cut(Exception):
 
 
 def cutting(step: int) -> Any:
-    """Returns a hook that ends the run once the state after `step` is saved."""
+    """Returns a hook that ends the run in the program after the one whose state, that after `step`, is saved."""
 
     def hook(event: events.Event) -> None:
-        if isinstance(event, events.Saved) and event.step == step:
+        if isinstance(event, events.Progressed) and event.step > step:
             raise Cut
 
     return hook
@@ -155,7 +157,7 @@ def test_a_finished_run_trains_no_more_and_returns_the_same(worker: Worker, tmp_
     row.start(save_dir=tmp_path)
     told: list[events.Event] = []
     result, state = row.start([told.append], seed=OTHER_SEED, save_dir=tmp_path)
-    assert [type(event) for event in told] == [events.Started, events.Evaluated, events.Finished]
+    assert [type(event) for event in told] == [events.Started, events.Finished]
     assert_bitwise(state, uninterrupted(row)[1])
     assert result.metrics == uninterrupted(row)[0].metrics
     assert_resumed_exactly(row, *worker.run(row, tmp_path))
@@ -234,42 +236,85 @@ def test_a_run_resumes_with_the_objects_that_it_was_cut_with(tmp_path: Path) -> 
 # Directories of other runs.
 
 
-@pytest.mark.parametrize(("name", "value", "saved"), [("seed", 4, 3), ("batch_size", 9, 10), ("log_interval", 8, 7)])
-def test_the_directory_of_a_run_with_other_settings_is_refused(
+def refusal(folder: Path, *found: str) -> str:
+    return (
+        f"{folder / 'states'} holds a run that cannot go on like this: {'; '.join(found)}. Choose another save_dir, or go "
+        "back to what that run was made of"
+    )
+
+
+@pytest.mark.parametrize(("name", "value", "saved"), [("seed", 4, 3), ("batch_size", 9, 10)])
+def test_the_directory_of_a_run_with_incompatible_settings_is_refused(
     name: str, value: int, saved: int, tmp_path: Path
 ) -> None:
     REGRESSION.start(steps=10, save_dir=tmp_path)
-    message = (
-        f"{tmp_path / 'states'} holds a run that cannot go on with these settings ({name}: saved {saved}, now {value}). "
-        "Choose another save_dir, or the settings of that run"
-    )
+    found = [f"{name}: saved {saved}, now {value} (incompatible)", f"steps: saved 10, now {STEPS} (safe)"]
     case = REGRESSION.fresh()
     case.run(steps=0)
     before = case.state()
-    with pytest.raises(CheckpointError, match=exactly(message)):
+    with pytest.raises(CheckpointError, match=exactly(refusal(tmp_path, *found))):
         case.run(save_dir=tmp_path, **{name: value})
     assert_bitwise(case.state(), before)
 
 
-def test_the_directory_of_a_run_on_other_data_is_refused(tmp_path: Path) -> None:
+def test_safe_and_schedule_changing_differences_are_printed_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     REGRESSION.start(steps=10, save_dir=tmp_path)
+    assert capsys.readouterr().err == ""
+    case = REGRESSION.fresh()
+    case = case.replace(parts={**case.parts, "optimizer": mk.optimizers.Adam(0.01)})
+    result = case.run(save_dir=tmp_path, log_interval=8, eval_interval=None)
+    assert capsys.readouterr().err.splitlines() == [
+        f"going on from {tmp_path}: optimizer: saved 'Adam(learning_rate=0.05)', now 'Adam(learning_rate=0.01)' "
+        "(schedule-changing)",
+        f"going on from {tmp_path}: steps: saved 10, now {STEPS} (safe)",
+        f"going on from {tmp_path}: log_interval: saved 7, now 8 (safe)",
+    ]
+    assert result.step == STEPS
+    assert result.column("loss")[0] == [7, *range(16, STEPS + 1, 8)]
+
+
+class Tempered(scenarios.Supervised):
+    def __init__(self, steps: int, temperature: float, **settings: Any) -> None:
+        super().__init__(steps, **settings)
+        self.temperature = temperature
+
+
+def test_the_settings_that_a_scenario_adds_change_its_schedule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = REGRESSION.fresh().replace(scenario=Tempered)
+    case.run(steps=10, temperature=2.0, save_dir=tmp_path)
+    case.run(steps=10, temperature=1.5, save_dir=tmp_path)
+    assert "temperature: saved 2.0, now 1.5 (schedule-changing)" in capsys.readouterr().err
+
+
+def test_every_setting_has_a_kind() -> None:
+    names = {field.name for field in dataclasses.fields(scenarios.Settings)}
+    assert names - {"save_dir"} <= identity._KINDS.keys()
+
+
+def test_the_directory_of_a_run_on_other_data_is_refused(tmp_path: Path) -> None:
+    REGRESSION.start(save_dir=tmp_path)
     case = REGRESSION.fresh()
     inputs, targets = case.data
     changed = inputs.copy()
     changed[123, 2] += 1e-3
-    message = r"holds a run that cannot go on with these settings \(data: saved '[0-9a-f]{16}', now '[0-9a-f]{16}'\)\."
+    message = r"cannot go on like this: data: saved '[0-9a-f]{16}', now '[0-9a-f]{16}' \(incompatible\)\."
     with pytest.raises(CheckpointError, match=message):
         case.replace(data=(changed, targets)).run(save_dir=tmp_path)
 
 
 def test_the_directory_of_another_scenario_is_refused(tmp_path: Path) -> None:
-    REGRESSION.start(steps=10, save_dir=tmp_path)
+    REGRESSION.start(save_dir=tmp_path)
     case = REGRESSION.fresh()
 
     class Mine(scenarios.Supervised):
         pass
 
-    with pytest.raises(CheckpointError, match=r"\(scenario: saved 'Supervised', now 'Mine'\)"):
+    found = "scenario: saved 'Supervised', now 'Mine' (incompatible)"
+    with pytest.raises(CheckpointError, match=exactly(refusal(tmp_path, found))):
         case.replace(scenario=Mine).run(save_dir=tmp_path)
 
 

@@ -313,7 +313,7 @@ def test_a_gradient_that_is_not_finite_stops_at_its_own_update_though_the_loss_i
     parts = {"model": mk.Linear(1), "optimizer": mk.optimizers.SGD(0.1)}
     case = Case(Root, {"steps": 5, "batch_size": 20, "progress": False}, parts, X)
     message = (
-        "update 1: its metrics are finite, the new weights are not; its samples are "
+        "update 1: its metrics are finite, the new weights or slots are not; its samples are "
         r"(\d+, ){9}\d+ and 10 more; it would make model\.b, model\.w non-finite\. "
     )
     with pytest.raises(NonFiniteError, match=f"^{message}"):

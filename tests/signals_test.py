@@ -19,7 +19,7 @@ from scenario_catalogue import ROW, STEPS, assert_bitwise, log_lines, uninterrup
 
 from modulekit.checkpoints import CheckpointStore
 from scenarios import events
-from scenarios.base.signals import Interruption
+from scenarios.base.stopping import Stopping
 
 HERE = Path(__file__).parent
 NAME = "classification_with_dropout"
@@ -193,8 +193,8 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def enter() -> None:
-        with Interruption() as interruption:
-            seen.extend([signal.getsignal(signal.SIGINT), interruption.received])
+        with Stopping() as stopping:
+            seen.extend([signal.getsignal(signal.SIGINT), stopping.received])
 
     thread = threading.Thread(target=enter)
     thread.start()

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +31,28 @@ class Stop:
 
 
 Hook = Callable[[Event], Stop | None]
+
+
+def hook_states(hooks: Sequence[Hook]) -> dict[str, Any]:
+    """Returns the state of each hook that has a method `get_state()`, anything that JSON can hold, by its class's name."""
+    return {name: hook.get_state() for name, hook in _with_memory(hooks).items()}
+
+
+def set_hook_states(hooks: Sequence[Hook], states: Mapping[str, Any]) -> None:
+    """Gives hooks back what `hook_states` returned, through their method `set_state(state)`; new hooks start anew."""
+    for name, hook in _with_memory(hooks).items():
+        if name in states:
+            hook.set_state(states[name])
+
+
+def _with_memory(hooks: Sequence[Hook]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for hook in hooks:
+        if hasattr(hook, "get_state"):
+            kind = type(hook).__name__
+            count = sum(name.partition("#")[0] == kind for name in found)
+            found[f"{kind}#{count + 1}" if count else kind] = hook
+    return found
 
 
 class JsonLines:

@@ -1,6 +1,7 @@
-"""What is said when a run meets a value that is not finite."""
+"""What is said, and kept, when a run meets a value that is not finite."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,18 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import modulekit as mk
+from modulekit.checkpoints import write_json
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 
+FOLDER = "nonfinite"  # of a run's directory
+
 
 class NonFiniteError(FloatingPointError):
-    """An update gave a metric or a weight that is not finite. The update was not applied: the variables are those before it.
+    """An update gave a metric, a weight or a slot that is not finite. It was not applied: the variables are those before it.
 
     Args:
       message: what is said.
       step: the number of the update, the first one being 1.
-      samples: the indices of the examples whose data or loss is not finite.
+      samples: the indices of the examples whose data or loss is not finite; of a stream, their places in the batch.
       variables: the paths of the variables that the update would have made non-finite.
+      losses: the first metric of the updates before, up to 50 of them, and of this one.
 
     >>> import modulekit as mk, scenarios
     >>> x = jnp.array([[1.0], [jnp.nan]])
@@ -31,54 +36,58 @@ class NonFiniteError(FloatingPointError):
     1 [1]
     """
 
-    def __init__(self, message: str, step: int, samples: list[int], variables: list[str]) -> None:
+    def __init__(
+        self, message: str, step: int, samples: list[int], variables: list[str], losses: Sequence[float] = ()
+    ) -> None:
         super().__init__(message)
         self.step = step
         self.samples = samples
         self.variables = variables
+        self.losses = list(losses)
 
 
 def examine(
     step: int,
     metrics: Mapping[str, float],
-    indices: np.ndarray[Any, Any],
+    indices: np.ndarray[Any, Any] | None,
     batch: Any,
     update: Callable[[Any], Any],
     evaluate: Callable[[Any], Mapping[str, Any]] | None,
     variables: Mapping[str, Variable],
     used: Iterable[Variable],
+    losses: Sequence[float],
 ) -> NonFiniteError:
     """Returns the error for an update that gave values that are not finite, from running it once more without applying it.
 
     Args:
       step: the number of the update, the first one being 1.
       metrics: its metrics.
-      indices: `[batch]`, the indices of its examples.
+      indices: `[batch]`, the indices of its examples; None where they are not known.
       batch: its examples.
       update: the update.
       evaluate: gives values per example, if the scenario has it.
       variables: by path, those that the update writes.
       used: these and all others that it uses.
+      losses: of the updates before.
     """
-    bad = np.zeros(len(indices), bool)
-    for leaf in jax.tree.leaves(batch):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            bad |= ~np.isfinite(np.asarray(leaf)).reshape(len(indices), -1).all(axis=1)
-    in_data = bool(bad.any())
-    if not in_data and evaluate is not None:
+    size = len(jax.tree.leaves(batch)[0])
+    noun, names = ("place", np.arange(size)) if indices is None else ("sample", indices)
+    bad, in_data = _bad_examples(batch, size), True
+    if not bad.any() and evaluate is not None:
+        in_data = False
         for column in mk.jit(evaluate)(batch).values():
             bad |= ~np.isfinite(np.asarray(column))
-    samples = sorted({int(index) for index in indices[bad]})
+    samples = sorted({int(index) for index in names[bad]})
     known = dict.fromkeys([*variables.values(), *used, *default_stream().variables])
     pure, values = mk.functionalize(update, list(known))
     _, new = jax.jit(pure)(values, batch)
     broken = [path for path, value in zip(variables, new, strict=False) if not np.isfinite(np.asarray(value)).all()]
     values_text = ", ".join(f"{name} is {value}" for name, value in metrics.items() if not np.isfinite(value))
-    values_text = values_text or "its metrics are finite, the new weights are not"
-    if in_data:
-        cause = f"the data of sample {_listed(samples)} is not finite"
-    elif samples:
-        cause = f"the loss of sample {_listed(samples)} is not finite"
+    values_text = values_text or "its metrics are finite, the new weights or slots are not"
+    if samples:
+        cause = f"the {'data' if in_data else 'loss'} of {noun} {_listed(samples)} is not finite"
+    elif indices is None:
+        cause = f"its {size} examples are those of a stream"
     else:
         cause = f"its samples are {_listed([int(i) for i in indices])}"
     return NonFiniteError(
@@ -87,7 +96,55 @@ def examine(
         step,
         samples,
         broken,
+        [*losses, next(iter(metrics.values()))],
     )
+
+
+def keep(
+    error: NonFiniteError, metrics: Mapping[str, float], indices: np.ndarray[Any, Any] | None, batch: Any, run: Path
+) -> Path:
+    """Writes what is known of a non-finite update, and its examples for a replay; returns the folder.
+
+    Args:
+      error: what was found.
+      metrics: of the update.
+      indices: `[batch]`, of its examples, where they are known.
+      batch: its examples.
+      run: the run's directory.
+    """
+    folder = run / FOLDER / f"step_{error.step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = {f"batch{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(batch)}
+    if indices is not None:
+        leaves["indices"] = indices
+    with (folder / "batch.npz").open("wb") as file:
+        np.savez(file, allow_pickle=False, **leaves)
+    numbers = {name: _in_words(value) for name, value in metrics.items()}
+    write_json(
+        folder / "report.json",
+        {
+            "step": error.step,
+            "message": str(error),
+            "samples": error.samples,
+            "variables": error.variables,
+            "metrics": numbers,
+            "losses": [_in_words(loss) for loss in error.losses],
+        },
+    )
+    return folder
+
+
+def _bad_examples(batch: Any, size: int) -> np.ndarray[Any, Any]:
+    bad = np.zeros(size, bool)
+    for leaf in jax.tree.leaves(batch):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            bad |= ~np.isfinite(np.asarray(leaf)).reshape(size, -1).all(axis=1)
+    return bad
+
+
+def _in_words(value: float) -> float | str:
+    """Returns a number as strict JSON can hold it."""
+    return float(value) if np.isfinite(value) else str(value)
 
 
 def _listed(items: list[Any]) -> str:

@@ -1,9 +1,11 @@
 """What a run returns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from modulekit.averaging import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,9 @@ class Result:
       save_dir: the run's directory, None if nothing was saved.
       parameters: the number of trainable numbers in the parts, each shared variable counted once.
       reason: "done", or what ended the run before.
+      skipped: the updates that were not applied, since something in them was not finite.
+      seconds: where time went: waiting for data, stepping, evaluating, saving, other; earlier parts of the run included.
+      ema: the averages of the weights, with `ema_decay`: `result.ema["model.w"]`, `with result.ema.averaged(): ...`.
 
     >>> Result(step=100, metrics={"loss": 0.5}, history=[], save_dir=None, parameters=2)
     Result(step=100, metrics={'loss': 0.5}, save_dir=None, parameters=2, reason='done')
@@ -29,6 +34,9 @@ class Result:
     save_dir: Path | None
     parameters: int
     reason: str = "done"
+    skipped: Sequence[int] = field(default=(), repr=False)
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
+    ema: WeightAverage | None = field(default=None, repr=False, compare=False)
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """Returns the steps and values of the history's rows that have `name`.

@@ -1,6 +1,8 @@
-"""The saved state of a run: variables by path, the step, the history, and what the run was made of."""
+"""The saved state of a run: variables by path, how far it is, the memory of its hooks, and what it was made of."""
 
-from collections.abc import Mapping
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,12 @@ from modulekit.checkpoints import CheckpointStore
 from modulekit.core.storage import stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.errors import CheckpointError
+from scenarios.base.hooks import Hook, hook_states, set_hook_states
+from scenarios.base.identity import differences
+from scenarios.base.settings import Settings
+
+STATES = "states"  # the folder of a run's directory
+REMEMBERED = 50  # losses
 
 
 @dataclass
@@ -16,11 +24,16 @@ class Progress:
     """What a run has done so far, beside changing variables.
 
     Attributes:
-      step: the number of updates.
+      step: the number of updates, those that were not applied included.
       history: the rows so far.
       sums: of each metric since the last row.
       summed: the number of updates in `sums`.
       in_loop: whether many steps in one program were found to be faster; None while that is not known.
+      evaluated: the step of the last evaluation; None before the first.
+      losses: the first metric of the last 50 updates.
+      skipped: the updates that were not applied, since something in them was not finite.
+      position: of a stream of data, in its own words.
+      seconds: where time went.
     """
 
     step: int = 0
@@ -28,14 +41,26 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     summed: int = 0
     in_loop: bool | None = None
+    evaluated: int | None = None
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    skipped: list[int] = field(default_factory=list)
+    position: Any = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, metrics: Mapping[str, float], log_interval: int) -> dict[str, float] | None:
-        """Counts one update, and returns the row of the history that it completes, if it does."""
+    def __post_init__(self) -> None:
+        self.losses = deque(self.losses, maxlen=REMEMBERED)  # read back, it is a list
+
+    def add(self, metrics: Mapping[str, float] | None, log_interval: int) -> dict[str, float] | None:
+        """Counts one update, None for one that was not applied; returns the row of the history that it completes, if any."""
         self.step += 1
-        self.summed += 1
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        if self.step % log_interval:
+        if metrics is None:
+            self.skipped.append(self.step)
+        else:
+            self.summed += 1
+            self.losses.append(next(iter(metrics.values())))
+            for name, value in metrics.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        if self.step % log_interval or not self.summed:
             return None
         row = {name: total / self.summed for name, total in self.sums.items()}
         self.record(row)
@@ -48,43 +73,75 @@ class Progress:
             self.history.append({"step": self.step})
         self.history[-1].update(row)
 
+    def in_json(self) -> dict[str, Any]:
+        """Returns all of it as JSON can hold it."""
+        return {**asdict(self), "losses": list(self.losses)}
+
+
+def open_store(settings: Settings) -> CheckpointStore:
+    """Opens the store of saved states in a run's directory."""
+    assert settings.directory is not None
+    anchor = settings.save_interval if settings.non_finite == "rollback" else None
+    return CheckpointStore(
+        settings.directory / STATES, settings.keep, settings.keep_best, settings.best_mode, anchor_interval=anchor
+    )
+
 
 class Saver:
     """Saves and restores a run.
 
     Args:
-      directory: the run's directory.
+      store: of its directory; a saver closes it.
       variables: by path: all that the run changes.
       ties: the first path of each tied variable, by its other paths.
-      identity: what must be the same when the run goes on: scenario, seed, batch size, data.
+      identity: what the run is made of.
+      hooks: those with a memory are saved and restored with the rest.
     """
 
     def __init__(
         self,
-        directory: Path,
+        store: CheckpointStore,
         variables: Mapping[str, Variable],
         ties: Mapping[str, str],
         identity: Mapping[str, Any],
+        hooks: Sequence[Hook],
     ) -> None:
-        self._store = CheckpointStore(directory / "states")
+        self._store = store
         self._variables = dict(variables)
         self._ties = dict(ties)
         self._identity = dict(identity)
-        self._saved: int | None = self._store.latest()
+        self._hooks = list(hooks)
+        self._saved: int | None = store.latest()
 
-    def save(self, progress: Progress) -> bool:
-        """Writes the state after the current step, unless it is there already; returns whether it wrote."""
+    @property
+    def directory(self) -> Path:
+        """Where the states are."""
+        return self._store.directory
+
+    def save(self, progress: Progress, score: float | None = None) -> None:
+        """Begins to write the state after the current step, unless it is there already; goes on while it is written."""
         if self._saved == progress.step:
-            return False
+            return
         arrays = dict(zip(self._variables, stored_arrays(list(self._variables.values())), strict=True))
-        self._store.save(
-            progress.step, arrays, {"progress": asdict(progress), "identity": self._identity, "ties": self._ties}
-        )
+        record = {
+            "progress": progress.in_json(),
+            "identity": self._identity,
+            "ties": self._ties,
+            "hooks": hook_states(self._hooks),
+        }
+        self._store.save(progress.step, arrays, record, score, in_background=True)
         self._saved = progress.step
-        return True
+
+    def written(self) -> list[int]:
+        """Returns the steps whose states have become complete since it was last asked."""
+        return self._store.written()
+
+    def wait(self) -> None:
+        """Waits until what was saved is complete on disk."""
+        self._store.wait()
 
     def restore(self, steps: int) -> Progress | None:
-        """Assigns the newest saved state to the variables, all of them or none.
+        """Assigns the newest saved state to the variables, all of them or none; says what has changed since it was saved.
 
         Args:
           steps: how far the run is to go.
@@ -102,25 +159,37 @@ class Saver:
         progress = Progress(**record["progress"])
         if progress.step > steps:
             raise CheckpointError(
-                f"{self._store.directory} holds a run that has already done {progress.step} steps, and steps={steps} asks "
+                f"{self.directory} holds a run that has already done {progress.step} steps, and steps={steps} asks "
                 "for fewer. Choose another save_dir, or more steps"
             )
-        check_fits(self._variables, arrays, str(self._store.directory), self._ties, record["ties"])
-        for path, variable in self._variables.items():
-            variable.assign(arrays[path])
+        self._assign(arrays, record)
+        set_hook_states(self._hooks, record["hooks"])
         return progress
 
+    def roll_back(self, step: int, interval: int) -> int:
+        """Assigns the newest state up to `step` that was saved at a multiple of `interval`; returns its step."""
+        anchor = max(saved for saved in self._store.steps() if saved <= step and saved % interval == 0)
+        self._assign(*self._store.restore(anchor))
+        return anchor
+
+    def _assign(self, arrays: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        check_fits(self._variables, arrays, str(self.directory), self._ties, record["ties"])
+        for path, variable in self._variables.items():
+            variable.assign(arrays[path])
+
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
-        changed = [k for k in {**saved, **self._identity} if saved.get(k) != self._identity.get(k)]
-        if changed:
-            differences = ", ".join(f"{k}: saved {saved.get(k)!r}, now {self._identity.get(k)!r}" for k in changed)
+        changed = differences(saved, self._identity)
+        refused = [difference for difference in changed if difference.kind == "incompatible"]
+        if refused:
             raise CheckpointError(
-                f"{self._store.directory} holds a run that cannot go on with these settings ({differences}). Choose another "
-                "save_dir, or the settings of that run"
+                f"{self.directory} holds a run that cannot go on like this: {'; '.join(map(str, changed))}. Choose another "
+                "save_dir, or go back to what that run was made of"
             )
+        for difference in changed:
+            print(f"going on from {self.directory.parent}: {difference}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Ends the storage's threads."""
+        """Waits for what is being written, and ends the storage's threads."""
         self._store.close()
 
 

@@ -83,5 +83,4 @@ class Scenario(abc.ABC):
                 f"{type(self).__name__} was called inside a transform: a scenario compiles its own steps"
             )
         named = named_parts(self.update, type(self).__name__, args, parts)
-        optional = {name: getattr(self, name, None) for name in ("evaluate", "check")}
-        return Run(type(self).__name__, self.settings, self.update, **optional)(named, data, eval_data, list(hooks))
+        return Run(self, self.settings, named, data, eval_data, list(hooks))()

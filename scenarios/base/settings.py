@@ -3,28 +3,47 @@
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+NonFinite = Literal["stop", "skip", "rollback"]
+Mode = Literal["min", "max"]
+
+_LOWEST = {"steps": 0, "seed": 0, "keep_best": 0}
+_CHOICES = {"non_finite": get_args(NonFinite), "best_mode": get_args(Mode)}
+_TRUTHS = ("progress", "data_on_device")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and on how much a scenario trains, and what it leaves behind.
+    """How long and on how much a scenario trains, what it leaves behind, and what it does when something goes wrong.
 
     Args:
       steps: the number of updates.
-      batch_size: examples per update.
+      batch_size: examples per update; a stream of data brings its own batches.
       seed: of the order of examples and of the random numbers that updates draw. First weights follow `mk.seed`.
       log_interval: updates between two rows of the history, each the mean of the metrics since the last.
       eval_interval: updates between two evaluations, if there is evaluation data; None evaluates at the end alone.
       eval_batch_size: examples per evaluation batch; it does not change any number.
+      ema_decay: of the exponential moving average of the weights, in [0, 1), which is kept beside them and evaluated beside
+        them; None for no average.
       save_dir: the run's directory, for the log and the saved states; None saves nothing. If it holds a saved state, the
         run goes on from there.
       save_interval: updates between two saved states; None saves at the end, and when the run is interrupted.
+      keep: how many of the newest saved states stay.
+      keep_best: how many of those with the best evaluation stay beside them.
+      best_metric: of the evaluation, by which a state is among the best.
+      best_mode: whether `best_metric` is better the smaller (`min`) or the larger (`max`) it is.
       steps_per_call: updates in one compiled program; None measures and chooses. It does not change any number.
+      data_on_device: whether all examples in memory are put on the device, so that batches are gathered there; False feeds
+        batches from the host; None does the first where they take no more than half of its free memory.
+      non_finite: what happens when an update gives a metric, a weight or a slot that is not finite. It is never applied:
+        `stop` ends the run, `skip` goes on with the next batch, and `rollback` goes back to the weights of the newest
+        state saved at a multiple of `save_interval`, and on with the next batch.
+      time_limit: seconds after which the run ends at the next step, with a saved state; None for no limit.
       progress: whether to show progress: a bar on a terminal, else plain lines.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: a number is out of range, or a setting asks for another one that is missing.
       TypeError: a number is none.
 
     >>> Settings(steps=1000, batch_size=32).eval_batch_size
@@ -41,22 +60,36 @@ class Settings:
     log_interval: int = 100
     eval_interval: int | None = None
     eval_batch_size: int = 1000
+    ema_decay: float | None = None
     save_dir: str | os.PathLike[str] | None = None
     save_interval: int | None = None
+    keep: int = 3
+    keep_best: int = 1
+    best_metric: str = "loss"
+    best_mode: Mode = "min"
     steps_per_call: int | None = None
+    data_on_device: bool | None = None
+    non_finite: NonFinite = "stop"
+    time_limit: float | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
-        lowest = {"steps": 0, "seed": 0}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("save_dir", "progress") or (value is None and field.default is None):
+            if field.name in ("save_dir", "best_metric", *_TRUTHS) or (value is None and field.default is None):
                 continue
-            _check_number(field.name, value, lowest.get(field.name, 1))
+            if field.name in _CHOICES:
+                _check_choice(field.name, value, _CHOICES[field.name])
+            elif field.name in ("ema_decay", "time_limit"):
+                _check_real(field.name, value, below=1.0 if field.name == "ema_decay" else float("inf"))
+            else:
+                _check_number(field.name, value, _LOWEST.get(field.name, 1))
         if self.save_interval is not None and self.save_dir is None:
             raise ValueError(
                 f"save_interval={self.save_interval} needs a save_dir: give the run a directory to save in"
             )
+        if self.non_finite == "rollback" and self.save_interval is None:
+            raise ValueError("non_finite='rollback' goes back to a saved state: give save_dir and save_interval")
 
     @property
     def directory(self) -> Path | None:
@@ -77,3 +110,15 @@ def _check_number(name: str, value: Any, lowest: int) -> None:
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected an integer of at least {lowest}")
     if value < lowest:
         raise ValueError(f"{name}={value} is below {lowest}")
+
+
+def _check_real(name: str, value: Any, below: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected a number in [0, {below:g})")
+    if not 0 <= value < below:
+        raise ValueError(f"{name}={value} is outside [0, {below:g})")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, choices))}")

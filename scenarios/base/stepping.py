@@ -5,13 +5,13 @@ going in and out of a program; but XLA may compile a loop's body worse than the 
 CPU by an order of magnitude), so which form runs is decided by measuring the user's own update, and never changes a
 result: both compute the same function of (weights, step).
 
-An update is not applied if its metrics or the new weights are not finite: all variables stay those before it, and the
-run ends there. The fast loop only notices that something went wrong; a careful one, compiled when that happens, then runs
-the same steps again and stops at the right one.
+An update is not applied if its metrics, the new weights or the optimizers' slots are not finite: all variables stay
+those before it, and the program ends there. The fast loop only notices that something went wrong; a careful one,
+compiled when that happens, then runs the same steps again and stops at the right one.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -25,6 +25,7 @@ from modulekit.core.randomness import default_stream
 from modulekit.core.storage import store_arrays, stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint
+from scenarios.base.feeding import Chunk
 
 Metrics = dict[str, np.ndarray[Any, Any]]
 
@@ -39,7 +40,8 @@ class Stepper:
 
     Args:
       update: a function of a batch that returns a dict of scalar metrics.
-      arrays: the examples, any structure of arrays that share their first axis.
+      batch: the structure of a batch, of `jax.ShapeDtypeStruct`s.
+      slots: returns the variables that must stay finite beside the trainable ones.
       seed: of the random numbers; those of step k are a function of (seed, k).
       steps_per_call: how many steps one program runs at most; None measures and chooses.
       in_loop: False runs one step at a time, as an earlier part of the run has found to be faster.
@@ -48,14 +50,14 @@ class Stepper:
     def __init__(
         self,
         update: Callable[[Any], Mapping[str, Any]],
-        arrays: Any,
-        batch_size: int,
+        batch: Any,
+        slots: Callable[[], Collection[Variable]],
         seed: int,
         steps_per_call: int | None,
         in_loop: bool | None = None,
     ) -> None:
         self._update = update
-        self._arrays = jax.tree.map(jnp.asarray, arrays)
+        self._slots = slots
         self._seed = seed
         self._measures = steps_per_call is None and in_loop is None
         self.in_loop = steps_per_call != 1 if in_loop is None else in_loop
@@ -63,11 +65,10 @@ class Stepper:
         self._paces = steps_per_call is None
         self._pace = steps_per_call or 1
         self._seconds: dict[bool, list[float]] = {True: [], False: []}
-        self.footprint = self._examine(batch_size)
+        self.footprint = self._examine(batch)
 
-    def _examine(self, batch_size: int) -> Footprint:
+    def _examine(self, batch: Any) -> Footprint:
         """Finds out which variables the update uses, and makes those that do not exist yet."""
-        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype), self._arrays)
         names: list[str] = []
 
         def examined(batch: Any) -> dict[str, Any]:
@@ -102,43 +103,40 @@ class Stepper:
 
         return update
 
-    def batch(self, indices: np.ndarray[Any, Any]) -> Any:
-        """Returns the examples of these indices."""
-        return jax.tree.map(lambda array: array[indices], self._arrays)
+    def advise(self, remaining: int) -> tuple[int, int]:
+        """Returns how many steps to run in the next call, and how many the program for it could run."""
+        if not self.in_loop:
+            return 1, 1
+        return max(1, min(remaining, self._pace, self._capacity)), self._capacity
 
-    def advise(self, remaining: int) -> int:
-        """Returns how many steps to run in the next call."""
-        return max(1, min(remaining, self._pace if self.in_loop else 1, self._capacity))
-
-    def run(self, step: int, indices: np.ndarray[Any, Any]) -> tuple[int, Metrics]:
+    def run(self, step: int, chunk: Chunk) -> tuple[int, Metrics]:
         """Runs the steps from `step` on.
 
         Args:
           step: the number of the first step, 0 being the first of the run.
-          indices: `[count, batch_size]`, the examples of each step.
+          chunk: the examples of each step.
 
         Returns:
           `(done, metrics)`: the number of steps applied, and arrays `[min(done + 1, count)]` of the metrics of each. If
           `done < count`, the step after gave values that are not finite, and was not applied.
         """
-        count = len(indices)
+        count, in_loop = chunk.count, len(chunk.rows) > 1
         began = perf_counter()
-        if self.in_loop:
-            padded = np.zeros((self._capacity, indices.shape[1]), np.int32)
-            padded[:count] = indices
-            done, metrics = self._run_loop(padded, step, count)
+        if in_loop:
+            done, metrics = self._run_loop(chunk, step)
         else:
-            done, metrics = self._one(self._arrays, indices[0], np.int32(step))
+            done, metrics = self._one(chunk.source, chunk.rows[0], np.int32(step))
         done = int(done)
         values = {name: np.asarray(column)[: min(done + 1, count)] for name, column in metrics.items()}
-        self._learn((perf_counter() - began) / count)
+        if in_loop == self.in_loop:
+            self._learn((perf_counter() - began) / count)
         return done, values
 
-    def _run_loop(self, rows: np.ndarray[Any, Any], step: int, count: int) -> tuple[Any, dict[str, Any]]:
+    def _run_loop(self, chunk: Chunk, step: int) -> tuple[Any, dict[str, Any]]:
         """Runs many steps; if a value went wrong on the way, runs them again from the start, looking at each."""
-        variables = self.variables
+        variables, count = self.variables, chunk.count
         before = stored_arrays(variables)
-        arguments = (self._arrays, rows, np.int32(step), np.int32(count))
+        arguments = (chunk.source, chunk.rows, np.int32(step), np.int32(count))
         sound, metrics = self._many(*arguments)
         if sound:
             return count, metrics
@@ -168,51 +166,54 @@ class Stepper:
 
     # The programs.
 
-    def _step(self, arrays: Any, rows: Any, step: Any) -> tuple[Any, dict[str, Any]]:
+    def _step(self, source: Any, row: Any, step: Any) -> tuple[Any, dict[str, Any]]:
         """Runs one update, unless its values turn out not to be finite; returns whether they are, and the metrics."""
         variables = self.variables
         before = [v.current() for v in variables]
-        metrics = self._plain_step(arrays, rows, step)
-        finite = _all_finite((*metrics.values(), *self._weights()))
+        metrics = self._plain_step(source, row, step)
+        finite = _all_finite((*metrics.values(), *self._guarded()))
         for variable, old in zip(variables, before, strict=True):
             variable.assign(jnp.where(finite, variable.current(), old))
         return finite, metrics
 
-    def _plain_step(self, arrays: Any, rows: Any, step: Any) -> dict[str, Any]:
+    def _plain_step(self, source: Any, row: Any, step: Any) -> dict[str, Any]:
         self._restart_stream(step)
-        metrics = checked_metrics(self._update(jax.tree.map(lambda array: array[rows], arrays)))
+        metrics = checked_metrics(self._update(jax.tree.map(lambda array: array[row], source)))
         return {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
 
-    def _weights(self) -> list[Any]:
-        return [v.current() for v in self.variables if v.trainable and jnp.issubdtype(v.dtype, jnp.inexact)]
+    def _guarded(self) -> list[Any]:
+        """Returns the values that must stay finite: weights, and slots of optimizers."""
+        slots = set(self._slots())
+        guarded = [v for v in self.variables if v.trainable or v in slots]
+        return [v.current() for v in guarded if jnp.issubdtype(v.dtype, jnp.inexact)]
 
     def _restart_stream(self, step: Any) -> None:
         """Random numbers of a step are a function of (seed, step)."""
         if self._draws:
             default_stream().restart(jax.random.fold_in(jax.random.key(self._seed), step))
 
-    def _run_one(self, arrays: Any, rows: Any, step: Any) -> tuple[Any, dict[str, Any]]:
-        finite, metrics = self._step(arrays, rows, step)
+    def _run_one(self, source: Any, row: Any, step: Any) -> tuple[Any, dict[str, Any]]:
+        finite, metrics = self._step(source, row, step)
         return finite.astype(jnp.int32), {name: value[None] for name, value in metrics.items()}
 
-    def _run_many(self, arrays: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
+    def _run_many(self, source: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
         """Runs `count` steps unless a metric is not finite; returns whether all went well, and the metrics."""
 
         def body(state: Any) -> Any:
             index, _, columns = state
-            metrics = self._plain_step(arrays, rows[index], first + index)
+            metrics = self._plain_step(source, rows[index], first + index)
             columns = {name: column.at[index].set(metrics[name]) for name, column in columns.items()}
             return index + 1, _all_finite(metrics.values()), columns
 
         _, finite, columns = self._loop(body, rows, count)
-        return finite & _all_finite(self._weights()), columns
+        return finite & _all_finite(self._guarded()), columns
 
-    def _run_carefully(self, arrays: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
+    def _run_carefully(self, source: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
         """Runs steps up to the first that is not finite; returns how many were applied, and the metrics."""
 
         def body(state: Any) -> Any:
             index, _, columns = state
-            finite, metrics = self._step(arrays, rows[index], first + index)
+            finite, metrics = self._step(source, rows[index], first + index)
             columns = {name: column.at[index].set(metrics[name]) for name, column in columns.items()}
             return index + finite.astype(jnp.int32), finite, columns
 
