@@ -67,6 +67,7 @@ def outline(structure: Any) -> Any:
 def test_exports() -> None:
     """The package exports exactly what it promises, and every name exists."""
     promised = {"Arrays", "digits", "mnist", "read_idx", "epoch_order", "batch_indices", "evaluation_batches"}
+    promised |= {"Group", "IndexedBatches", "Pipeline", "Prefetch", "Stream", "download", "pipeline", "stream"}
     assert set(data_package.__all__) == promised
     assert all(callable(getattr(data_package, name)) for name in promised)
 
@@ -343,7 +344,7 @@ ERRORS = {
     ),
     "no NumPy array": (
         lambda: Arrays({"x": Stubborn()}),
-        "TypeError: data['x'] cannot become a NumPy array: got Stubborn, and np.asarray says: no array today; "
+        "TypeError: data['x'] cannot become a NumPy array: got Stubborn, and converting it says: no array today; "
         "pass arrays of numbers",
     ),
     "int64": (

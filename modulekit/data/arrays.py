@@ -5,16 +5,17 @@ of a batch, a checkpoint asks it for its fingerprint.
 """
 
 import hashlib
-from collections.abc import Callable
 from typing import Any, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 
+from modulekit.data.conversion import converted
+from modulekit.data.structure import leaves_of, map_leaves, outline, shared_length
+
 Array: TypeAlias = npt.NDArray[Any]
 
 _ROOT = "data"
-_NUMERIC_KINDS = "biufc"
 
 
 @final
@@ -45,9 +46,9 @@ class Arrays:
 
     def __init__(self, data: Any) -> None:
         """Converts and checks the data; see the class."""
-        self._arrays = _map_leaves(_converted, data, _ROOT)
-        self._leaves = _collect_leaves(self._arrays)
-        self._size = _shared_length(self._leaves)
+        self._arrays = map_leaves(_converted, data, _ROOT)
+        self._leaves: list[tuple[str, Array]] = leaves_of(self._arrays, _ROOT)
+        self._size = shared_length(self._arrays, _ROOT)
 
     @property
     def size(self) -> int:
@@ -85,7 +86,7 @@ class Arrays:
         ((3, 2, 2), [[0, 1], [2, 3], [3, 0]])
         """
         chosen = indices if isinstance(indices, slice) else self._checked_indices(indices)
-        return _map_leaves(lambda array, path: array[chosen], self._arrays, _ROOT)
+        return map_leaves(lambda array, path: array[chosen], self._arrays, _ROOT)
 
     def fingerprint(self) -> str:
         """Identifies the data by content, for example to notice that a resumed run was given other data.
@@ -109,8 +110,7 @@ class Arrays:
 
     def __repr__(self) -> str:
         """Shows the size and each leaf's path, dtype and shape."""
-        leaves = ", ".join(f"{path}: {array.dtype.name}{list(array.shape)}" for path, array in self._leaves)
-        return f"Arrays(size={self._size}, {leaves})"
+        return f"Arrays(size={self._size}, {outline(self._arrays, _ROOT)})"
 
     def _checked_indices(self, indices: npt.ArrayLike) -> Array:
         chosen = np.asarray(indices)
@@ -128,84 +128,5 @@ class Arrays:
         return chosen
 
 
-def _map_leaves(function: Callable[[Any, str], Array], node: Any, path: str) -> Any:
-    """Applies a function of (leaf, path) to each leaf and keeps tuples, named tuples, lists and dicts as they are."""
-    if isinstance(node, Arrays):
-        node = node.arrays
-    if isinstance(node, dict):
-        return {key: _map_leaves(function, child, f"{path}[{key!r}]") for key, child in node.items()}
-    if not isinstance(node, tuple | list):
-        return function(node, path)
-    children = [_map_leaves(function, child, f"{path}[{index}]") for index, child in enumerate(node)]
-    if isinstance(node, list):
-        return children
-    return type(node)(*children) if hasattr(node, "_fields") else tuple(children)
-
-
-def _collect_leaves(structure: Any) -> list[tuple[str, Array]]:
-    leaves: list[tuple[str, Array]] = []
-
-    def collect(array: Array, path: str) -> Array:
-        leaves.append((path, array))
-        return array
-
-    _map_leaves(collect, structure, _ROOT)
-    return leaves
-
-
-def _converted(leaf: Any, path: str) -> Array:
-    try:
-        array = np.asarray(leaf)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{path} cannot become a NumPy array: got {type(leaf).__name__}, and np.asarray says: {error}; "
-            f"pass arrays of numbers"
-        ) from error
-    # The small number types of ml_dtypes (bfloat16, float8, int4) report kind "V" as records do, but are not np.void.
-    extension_number = array.dtype.kind == "V" and array.dtype.type is not np.void
-    if array.dtype.kind not in _NUMERIC_KINDS and not extension_number:
-        raise TypeError(
-            f"{path} must hold numbers or booleans, got {type(leaf).__name__} with dtype {array.dtype}; "
-            f"encode it as numbers, or leave it out of the data"
-        )
-    if array.ndim == 0:
-        raise ValueError(
-            f"{path} must have a first axis that counts examples, got the scalar {array}; "
-            f"for a list of numbers, pass np.array([...])"
-        )
-    return _narrowed(array, path)
-
-
-def _narrowed(array: Array, path: str) -> Array:
-    """Casts to native byte order and at most 32 bits per real number, and refuses to lose a value's magnitude."""
-    kind, itemsize = array.dtype.kind, array.dtype.itemsize
-    if kind in "iuf" and itemsize > 4:
-        dtype = np.dtype(f"{kind}4")
-    elif kind == "c" and itemsize > 8:
-        dtype = np.dtype("c8")
-    else:
-        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-    with np.errstate(over="ignore"):
-        narrow = array.astype(dtype)
-    lost = narrow != array if kind in "iu" else np.isfinite(array) & ~np.isfinite(narrow)
-    if lost.any():
-        index = tuple(int(i) for i in np.argwhere(lost)[0])
-        raise ValueError(
-            f"{path} holds {array[index]} at index {index}, which does not fit {dtype.name}, the type that "
-            f"{array.dtype.name} is narrowed to; rescale or renumber the values"
-        )
-    return narrow
-
-
-def _shared_length(leaves: list[tuple[str, Array]]) -> int:
-    if not leaves:
-        raise ValueError(f"{_ROOT} must hold at least one array, got an empty structure; pass at least one array")
-    lengths = {len(array) for _, array in leaves}
-    if len(lengths) > 1:
-        found = ", ".join(f"{path} has {len(array)}" for path, array in leaves)
-        raise ValueError(f"all arrays must have one number of examples (first axis), but {found}; cut or complete them")
-    size = lengths.pop()
-    if size == 0:
-        path, array = leaves[0]
-        raise ValueError(f"{_ROOT} must hold at least one example, got {path} of shape {array.shape}; pass more data")
-    return size
+def _converted(leaf: Any, path: str) -> Any:
+    return leaf.arrays if isinstance(leaf, Arrays) else converted(leaf, path)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 _MAX_SIZE = 2**31 - 1  # indices are int32
-_MAX_KEY = 2**64 - 1  # half of a Philox key
+MAX_KEY = 2**64 - 1  # half of a Philox key
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> npt.NDArray[np.int32]:
@@ -38,8 +38,8 @@ def epoch_order(size: int, seed: int, epoch: int) -> npt.NDArray[np.int32]:
     >>> epoch_order(5, seed=0, epoch=0)
     array([0, 2, 1, 4, 3], dtype=int32)
     """
-    size = _checked("size", size, 1, _MAX_SIZE)
-    return _shuffled(size, _checked("seed", seed, 0, _MAX_KEY), _checked("epoch", epoch, 0, _MAX_KEY))
+    size = checked_integer("size", size, 1, _MAX_SIZE)
+    return _shuffled(size, checked_integer("seed", seed, 0, MAX_KEY), checked_integer("epoch", epoch, 0, MAX_KEY))
 
 
 def batch_indices(
@@ -70,16 +70,16 @@ def batch_indices(
            [4, 0],
            [1, 2]], dtype=int32)
     """
-    size = _checked("size", size, 1, _MAX_SIZE)
-    batch_size = _checked("batch_size", batch_size, 1)
+    size = checked_integer("size", size, 1, _MAX_SIZE)
+    batch_size = checked_integer("batch_size", batch_size, 1)
     if batch_size > size:
         raise ValueError(
             f"batch_size={batch_size} is larger than the data's {size} examples; "
             f"choose a batch_size of at most {size}, or give more data"
         )
-    seed = _checked("seed", seed, 0, _MAX_KEY)
-    start = _checked("step", step, 0) * batch_size
-    stop = start + _checked("count", count, 0) * batch_size
+    seed = checked_integer("seed", seed, 0, MAX_KEY)
+    start = checked_integer("step", step, 0) * batch_size
+    stop = start + checked_integer("count", count, 0) * batch_size
     stream = np.empty([stop - start], np.int32)
     for epoch in range(start // size, -(-stop // size)):
         first, last = max(start, epoch * size), min(stop, (epoch + 1) * size)
@@ -105,7 +105,7 @@ def evaluation_batches(size: int, batch_size: int) -> Iterator[slice]:
     >>> list(evaluation_batches(size=5, batch_size=2))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    size, batch_size = _checked("size", size, 1), _checked("batch_size", batch_size, 1)
+    size, batch_size = checked_integer("size", size, 1), checked_integer("batch_size", batch_size, 1)
     return (slice(start, min(start + batch_size, size)) for start in range(0, size, batch_size))
 
 
@@ -130,7 +130,8 @@ def _read_only(order: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return order
 
 
-def _checked(name: str, value: int, minimum: int, maximum: int | None = None) -> int:
+def checked_integer(name: str, value: int, minimum: int, maximum: int | None = None) -> int:
+    """Returns an integer between bounds, or raises an error that names it."""
     try:
         number = operator.index(value)
     except TypeError as error:
