@@ -271,3 +271,27 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Args:
+      path: the file.
+
+    Raises:
+      CheckpointError: there is none, or it holds something else.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     read_json(Path(directory) / "result.json")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    modulekit.errors.CheckpointError: cannot read ...result.json: No such file or directory
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error

@@ -89,6 +89,7 @@ def test_a_signal_in_the_middle_leaves_a_saved_state_and_the_same_call_goes_on(n
 def test_a_second_signal_leaves_at_once_without_saving(tmp_path: Path) -> None:
     process = launch(tmp_path, hold=HOLD, steps_per_call=5, save_interval=20)
     wait_for((tmp_path / "held").exists, process)
+    wait_for((tmp_path / "run" / "states" / "20").exists, process)
 
     def ended() -> bool:
         if process.poll() is None:

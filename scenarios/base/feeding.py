@@ -5,7 +5,7 @@ where all examples are on the device, `source` is all of them and a row lists th
 host, `source` is a stack of batches and a row the number of one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modulekit.data import Arrays, batch_indices
+from modulekit.data import Arrays, Group, IndexedBatches, Prefetch, Stream, batch_indices
 
 Indices = np.ndarray[Any, Any]
 
+_STACK = 2**25  # bytes of a stack of batches
 _SHARE = 0.5  # of the device's free memory that examples may take
 
 
@@ -29,7 +30,7 @@ class Chunk:
       source: arrays on the device, of any structure.
       rows: `[capacity, ...]`, integers: what each step takes of `source`; those after `count` mean nothing.
       indices: `[count, batch]`: which examples of the data they are; None where that is not known.
-      positions: of the stream after each step, in its own words; empty where the step alone says it.
+      positions: `[count + 1]`, of the stream before the first step and after each; empty where the step alone says it.
     """
 
     count: int
@@ -82,6 +83,111 @@ class Resident:
 
     def close(self) -> None:
         """Does nothing."""
+
+
+class Fed:
+    """Batches come from the host, drawn ahead by a thread, and are put on the device in stacks.
+
+    Args:
+      stream: the batches.
+      indices: from (step, count) to `[count, batch]`, which examples the batches are of, where that is known. The stream's
+        position is then a function of the step, and is not told.
+
+    Raises:
+      ValueError: the stream has no batch.
+    """
+
+    def __init__(self, stream: Stream, indices: Callable[[int, int], Indices] | None = None) -> None:
+        self._indices = indices
+        self._prefetch = Prefetch(stream, group=1)
+        self._before = self._prefetch.state
+        try:
+            self._waiting = [self._prefetch.take(1)]
+        except StopIteration:
+            raise ValueError(f"the data has no batch: {stream.describe()}") from None
+        first = self._waiting[0].arrays
+        self.batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), first)
+        size = sum(array.nbytes for array in jax.tree.leaves(first))
+        self._most = max(1, _STACK // max(size, 1))
+        self._taken: Group | None = None
+
+    def take(self, step: int, count: int, capacity: int) -> Chunk | None:
+        """Returns the next batches: fewer than `count` where they have been stacked so, or the next has another shape."""
+        capacity = min(capacity, self._most)
+        group = self._next(min(count, capacity), capacity)
+        if group is None:
+            return None
+        if capacity > 1 and self._is_odd(group):
+            capacity = 1
+            group, rest = _split(group, 1)
+            self._waiting[:0] = rest
+        self._taken = group
+        source = jax.tree.map(lambda array: jnp.asarray(_padded(array, capacity)), group.arrays)
+        rows = np.arange(capacity, dtype=np.int32)
+        if self._indices is not None:
+            return Chunk(group.count, source, rows, self._indices(step, group.count))
+        positions = [self._before, *group.states]
+        self._before = group.state_after
+        return Chunk(group.count, source, rows, None, positions)
+
+    def _next(self, count: int, capacity: int) -> Group | None:
+        try:
+            group = self._waiting.pop(0) if self._waiting else self._prefetch.take(count, then=capacity)
+        except StopIteration:
+            return None
+        group, rest = _split(group, count)
+        self._waiting[:0] = rest
+        return group
+
+    def _is_odd(self, group: Group) -> bool:
+        specs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), group.arrays)
+        return bool(specs != self.batch)
+
+    def return_from(self, chunk: Chunk, index: int) -> None:
+        """Keeps the batches that did not run for the next chunk."""
+        assert self._taken is not None
+        _, rest = _split(self._taken, index)
+        self._waiting[:0] = rest
+        self._before = chunk.position_after(index)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._prefetch.close()
+
+
+def _split(group: Group, count: int) -> tuple[Group, list[Group]]:
+    """Returns the first `count` batches, and a list of a group with the others if there are any."""
+    if count >= group.count:
+        return group, []
+    parts = [(slice(None, count), group.states[:count]), (slice(count, None), group.states[count:])]
+    first, rest = (Group(jax.tree.map(lambda a, rows=rows: a[rows], group.arrays), states) for rows, states in parts)
+    return first, [rest]
+
+
+def _padded(array: Any, capacity: int) -> Any:
+    if len(array) == capacity:
+        return array
+    padded = np.empty((capacity, *array.shape[1:]), array.dtype)
+    padded[: len(array)] = array
+    padded[len(array) :] = 0
+    return padded
+
+
+def arrays_feed(data: Arrays, batch_size: int, seed: int, step: int, on_device: bool | None) -> Feed:
+    """Returns the feed of examples in memory, from a step on.
+
+    Args:
+      data: the examples.
+      batch_size: examples per step.
+      seed: of their order.
+      step: the first step.
+      on_device: whether all of them are put on the device; None: if they fit.
+    """
+    if fits_on_device(data) if on_device is None else on_device:
+        return Resident(data, batch_size, seed)
+    batches = IndexedBatches(data, batch_size, seed)
+    batches.restore({"kind": "step", "step": step})
+    return Fed(batches, lambda step, count: batch_indices(data.size, batch_size, seed, step, count))
 
 
 def specification(data: Arrays, batch_size: int) -> Any:

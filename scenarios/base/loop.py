@@ -73,7 +73,8 @@ class Loop:
             with contextlib.suppress(Exception):
                 self._tell_end(events.Finished(progress.step, f"ended by {type(error).__name__}", self._seconds()))
             raise
-        self._tell_end(events.Finished(progress.step, reason, self._seconds()))
+        progress.seconds = self._seconds()
+        self._tell_end(events.Finished(progress.step, reason, progress.seconds))
         return metrics, reason
 
     def _stop_reason(self, stopping: Stopping) -> str | None:

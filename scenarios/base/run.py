@@ -1,27 +1,29 @@
 """One run of a scenario: puts together what the loop needs, and restores what was saved."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import modulekit as mk
 from modulekit.averaging import WeightAverage
-from modulekit.checkpoints import CheckpointStore, check_writable
+from modulekit.checkpoints import check_writable
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
-from modulekit.data import Arrays, batch_indices
+from modulekit.data import Arrays, Pipeline, Stream, batch_indices, stream
 from scenarios.base.evaluating import Around, Evaluator
-from scenarios.base.feeding import Chunk, Feed, Resident
+from scenarios.base.feeding import Chunk, Fed, Feed, arrays_feed
 from scenarios.base.hooks import Hook, JsonLines
 from scenarios.base.identity import identity
 from scenarios.base.loop import Loop
+from scenarios.base.manifest import write_manifest
 from scenarios.base.nonfinite import NonFiniteError, examine, keep
 from scenarios.base.parts import ties_by_path, variables_by_path
 from scenarios.base.progress import progress_hook
 from scenarios.base.result import Result
-from scenarios.base.saving import Progress, Saver, open_store
+from scenarios.base.saving import Progress, Saver, open_store, saved_progress
 from scenarios.base.settings import Settings
 from scenarios.base.stepping import Stepper
 
@@ -51,66 +53,80 @@ class Run:
 
     def __post_init__(self) -> None:
         self.name = type(self.scenario).__name__
-        self.examples = Arrays(self.data)
+        self.examples: Arrays | Stream = stream(self.data) if _is_stream(self.data) else Arrays(self.data)
         self.eval_examples = None if self.eval_data is None else Arrays(self.eval_data)
-        batch_indices(self.examples.size, self.settings.batch_size, self.settings.seed, 0, 1)  # checks the sizes
-        if self.eval_examples is not None and self._method("evaluate") is None:
+        if isinstance(self.examples, Arrays):
+            batch_indices(self.examples.size, self.settings.batch_size, self.settings.seed, 0, 1)  # checks the sizes
+        if self.eval_examples is not None and self.method("evaluate") is None:
             raise TypeError(f"{self.name} was given eval_data, and has no method evaluate(batch, **parts)")
 
     def __call__(self) -> Result:
-        """Runs, and leaves the default random stream as it was: the run has random numbers of its own."""
-        if self.settings.directory is not None:
-            check_writable(self.settings.directory, "save_dir")
-        stream = default_stream()
-        kept = (stream.key.current(), stream.counter.current())
-        try:
-            with ExitStack() as closing:
-                return self._run(closing)
-        finally:
-            stream.key.assign(kept[0])
-            stream.counter.assign(kept[1])
-
-    def _run(self, closing: ExitStack) -> Result:
-        settings = self.settings
-        saver, progress, hooks = None, Progress(), [*self.hooks]
-        feed = self._feed()
-        closing.callback(feed.close)
-        stepper = self._stepper(feed, None)
-        if self._method("check") is not None:
-            self.scenario.check(self.examples, self.eval_examples, **self.parts)
-        variables = variables_by_path(self._kept_parts())
-        if settings.directory is not None:
-            self._check_held(stepper, variables)
-            store = open_store(settings)
-            closing.callback(store.close)
-            saver = self._saver(store, variables)
-            restored = saver.restore(settings.steps)
-            if restored is not None:
-                progress = restored
-                if settings.steps_per_call is None:
-                    stepper = self._stepper(feed, progress.in_loop)
-            hooks.append(JsonLines(settings.directory / "log.jsonl"))
-        if settings.progress:
-            hooks.append(progress_hook())
-        explain = functools.partial(self._explain, stepper, variables)
-        loop = Loop(self.name, settings, feed, stepper, self._evaluator(), saver, hooks, explain)
-        metrics, reason = loop.run(progress)
-        parameters = sum(v.size for v in variables.values() if v.trainable)
+        """Trains, from the newest saved state if there is one."""
+        with self.prepared() as prepared:
+            saver, hooks, progress = prepared.saver, [*self.hooks], prepared.progress
+            if self.settings.directory is not None:
+                write_manifest(self.settings.directory, self.identity(), progress.step, prepared.parameters)
+                hooks.append(JsonLines(self.settings.directory / "log.jsonl"))
+            if self.settings.progress:
+                hooks.append(progress_hook())
+            loop = Loop(
+                self.name, self.settings, prepared.feed, prepared.stepper, prepared.evaluator, saver, hooks,
+                functools.partial(self._explain, prepared),
+            )  # fmt: skip
+            metrics, reason = loop.run(progress)
         return Result(
-            progress.step, metrics, progress.history, settings.directory, parameters, reason, progress.skipped,
-            dict(progress.seconds), self._average,
+            progress.step, metrics, progress.history, self.settings.directory, prepared.parameters, reason,
+            progress.skipped, progress.seconds, self._average,
         )  # fmt: skip
 
-    def _method(self, name: str) -> Function | None:
+    @contextmanager
+    def prepared(self, step: int | None = None, restore: bool = True) -> Iterator["Prepared"]:
+        """Context in which all that a run needs is there, and the variables are those of a saved state.
+
+        The default random stream is afterwards as it was: a run has random numbers of its own.
+
+        Args:
+          step: up to which the saved state may be; None for the newest one.
+          restore: False leaves saved states alone.
+        """
+        settings = self.settings
+        if settings.directory is not None:
+            check_writable(settings.directory, "save_dir")
+        default = default_stream()
+        kept = (default.key.current(), default.counter.current())
+        with ExitStack() as closing:
+            closing.callback(default.key.assign, kept[0])
+            closing.callback(default.counter.assign, kept[1])
+            progress, saver = saved_progress(settings, step) if restore else Progress(), None
+            feed = self._feed(progress)
+            closing.callback(feed.close)
+            stepper = self._stepper(feed, None)
+            if self.method("check") is not None:
+                examples = self.examples if isinstance(self.examples, Arrays) else None
+                self.scenario.check(examples, self.eval_examples, **self.parts)
+            kept_parts = self.parts if self._average is None else {**self.parts, "ema": self._average}
+            variables = variables_by_path(kept_parts)
+            if settings.directory is not None and restore:
+                self._check_held(stepper, variables)
+                store = open_store(settings)
+                closing.callback(store.close)
+                saver = Saver(store, variables, ties_by_path(kept_parts), self.identity(), self.hooks)
+                restored = saver.restore(settings.steps, step)
+                if restored is not None:
+                    progress = restored
+                    if settings.steps_per_call is None:
+                        stepper = self._stepper(feed, progress.in_loop)
+            yield Prepared(feed, stepper, self._evaluator(), saver, variables, progress)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what the run is made of."""
+        eval_data = None if self.eval_examples is None else self.eval_examples.fingerprint()
+        data = self.examples.fingerprint() if isinstance(self.examples, Arrays) else self.examples.describe()
+        return identity(self.scenario, self.settings, self.parts, data, eval_data)
+
+    def method(self, name: str) -> Function | None:
+        """Returns a method that a scenario may leave out."""
         return getattr(self.scenario, name, None)
-
-    def _feed(self) -> Feed:
-        return Resident(self.examples, self.settings.batch_size, self.settings.seed)
-
-    def _stepper(self, feed: Feed, in_loop: bool | None) -> Stepper:
-        s = self.settings
-        chosen = None if s.steps_per_call is None else min(s.steps_per_call, max(s.steps, 1))
-        return Stepper(self.update, feed.batch, self._slots, s.seed, chosen, in_loop)
 
     @functools.cached_property
     def update(self) -> Function:
@@ -128,21 +144,39 @@ class Run:
 
         return averaging
 
-    def _kept_parts(self) -> dict[str, Any]:
-        return self.parts if self._average is None else {**self.parts, "ema": self._average}
+    @functools.cached_property
+    def evaluate(self) -> Function | None:
+        """The scenario's evaluation as a function of a batch, None if it has none."""
+        method = self.method("evaluate")
+        return None if method is None else functools.partial(method, **self.parts)
+
+    def _feed(self, saved: Progress) -> Feed:
+        """Returns what brings the examples, from where the saved run stands."""
+        s = self.settings
+        if isinstance(self.examples, Arrays):
+            return arrays_feed(self.examples, s.batch_size, s.seed, saved.step, s.data_on_device)
+        if saved.position is not None:
+            self.examples.restore(saved.position)
+        if s.directory is not None and not self.examples.resumable:
+            print(f"{self.name} on {self.examples.describe()}", file=sys.stderr, flush=True)
+        return Fed(self.examples)
+
+    def _stepper(self, feed: Feed, in_loop: bool | None) -> Stepper:
+        s = self.settings
+        chosen = None if s.steps_per_call is None else min(s.steps_per_call, max(s.steps, 1))
+        return Stepper(self.update, feed.batch, self._slots, s.seed, chosen, in_loop)
 
     def _slots(self) -> set[Variable]:
         optimizers = {name: part for name, part in self.parts.items() if isinstance(part, mk.Optimizer)}
         return set(variables_by_path(optimizers).values())
 
     def _evaluator(self) -> Evaluator | None:
-        if self._method("evaluate") is None or self.eval_examples is None:
+        if self.evaluate is None or self.eval_examples is None:
             return None
-        evaluate = functools.partial(self.scenario.evaluate, **self.parts)
         views: dict[str, Around] = {"": nullcontext}
         if self._average is not None:
             views["ema_"] = self._average.averaged
-        return Evaluator(evaluate, self.eval_examples, self.settings.eval_batch_size, views)
+        return Evaluator(self.evaluate, self.eval_examples, self.settings.eval_batch_size, views)
 
     def _check_held(self, stepper: Stepper, variables: Mapping[str, Variable]) -> None:
         held = set(variables.values())
@@ -153,31 +187,54 @@ class Run:
                 "that it could not be saved: pass the module that holds it as a part"
             )
 
-    def _saver(self, store: CheckpointStore, variables: Mapping[str, Variable]) -> Saver:
-        eval_data = None if self.eval_examples is None else self.eval_examples.fingerprint()
-        made_of = identity(self.scenario, self.settings, self.parts, self.examples.fingerprint(), eval_data)
-        return Saver(store, variables, ties_by_path(self._kept_parts()), made_of, self.hooks)
-
     def _explain(
-        self,
-        stepper: Stepper,
-        variables: Mapping[str, Variable],
-        progress: Progress,
-        chunk: Chunk,
-        index: int,
-        metrics: Mapping[str, float],
+        self, prepared: "Prepared", progress: Progress, chunk: Chunk, index: int, metrics: Mapping[str, float]
     ) -> NonFiniteError:
-        evaluate = self._method("evaluate")
-        held = {v: path for path, v in variables.items()}
+        stepper = prepared.stepper
+        held = {v: path for path, v in prepared.variables.items()}
         written = {held.get(v, v.name): v for v in stepper.variables}
         used = [*stepper.footprint.reads, *stepper.footprint.writes]
         indices = None if chunk.indices is None else chunk.indices[index]
         batch = chunk.batch(index)
         error = examine(
-            progress.step + 1, metrics, indices, batch, stepper.replay(progress.step),
-            None if evaluate is None else functools.partial(evaluate, **self.parts), written, used, progress.losses,
+            progress.step + 1, metrics, indices, batch, stepper.replay(progress.step), self.evaluate, written, used,
+            progress.losses,
         )  # fmt: skip
         if self.settings.directory is not None:
             folder = keep(error, metrics, indices, batch, self.settings.directory)
             error.add_note(f"its examples and the losses before it are in {folder}")
         return error
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs, its variables included.
+
+    Attributes:
+      feed: brings the training examples.
+      stepper: runs updates.
+      evaluator: evaluates, if there is evaluation data.
+      saver: saves, if there is a directory.
+      variables: by path, all that the run changes.
+      progress: how far the run is.
+    """
+
+    feed: Feed
+    stepper: Stepper
+    evaluator: Evaluator | None
+    saver: Saver | None
+    variables: Mapping[str, Variable]
+    progress: Progress
+
+    @property
+    def parameters(self) -> int:
+        """The number of trainable numbers, each shared variable counted once."""
+        return sum(v.size for v in self.variables.values() if v.trainable)
+
+
+def _is_stream(data: Any) -> bool:
+    """Returns whether data comes batch by batch, and is not a structure of arrays."""
+    if isinstance(data, Stream | Pipeline):
+        return True
+    is_structure = isinstance(data, Arrays | Mapping | tuple | list | str) or hasattr(data, "__array__")
+    return not is_structure and (callable(data) or hasattr(data, "__iter__"))

@@ -17,6 +17,7 @@ from scenarios.base.settings import Settings
 
 STATES = "states"  # the folder of a run's directory
 REMEMBERED = 50  # losses
+TRACED = 100  # losses from the beginning, with which a repetition is compared
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Progress:
       in_loop: whether many steps in one program were found to be faster; None while that is not known.
       evaluated: the step of the last evaluation; None before the first.
       losses: the first metric of the last 50 updates.
+      trace: that of the first 100.
       skipped: the updates that were not applied, since something in them was not finite.
       position: of a stream of data, in its own words.
       seconds: where time went.
@@ -43,6 +45,7 @@ class Progress:
     in_loop: bool | None = None
     evaluated: int | None = None
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    trace: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     position: Any = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -58,6 +61,8 @@ class Progress:
         else:
             self.summed += 1
             self.losses.append(next(iter(metrics.values())))
+            if len(self.trace) < TRACED:
+                self.trace.append(self.losses[-1])
             for name, value in metrics.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
         if self.step % log_interval or not self.summed:
@@ -87,6 +92,22 @@ def open_store(settings: Settings) -> CheckpointStore:
     )
 
 
+def saved_progress(settings: Settings, step: int | None = None) -> Progress:
+    """Returns how far the run in the directory is, as its newest state up to `step` says; nothing is made there."""
+    if settings.directory is None or not (settings.directory / STATES).is_dir():
+        return Progress()
+    store = open_store(settings)
+    try:
+        newest = _newest(store, step)
+        return Progress() if newest is None else Progress(**store.record(newest)["progress"])
+    finally:
+        store.close()
+
+
+def _newest(store: CheckpointStore, step: int | None) -> int | None:
+    return max((saved for saved in store.steps() if step is None or saved <= step), default=None)
+
+
 class Saver:
     """Saves and restores a run.
 
@@ -96,6 +117,9 @@ class Saver:
       ties: the first path of each tied variable, by its other paths.
       identity: what the run is made of.
       hooks: those with a memory are saved and restored with the rest.
+
+    Attributes:
+      restored: whether a state has been restored.
     """
 
     def __init__(
@@ -112,6 +136,7 @@ class Saver:
         self._identity = dict(identity)
         self._hooks = list(hooks)
         self._saved: int | None = store.latest()
+        self.restored = False
 
     @property
     def directory(self) -> Path:
@@ -140,11 +165,12 @@ class Saver:
         """Waits until what was saved is complete on disk."""
         self._store.wait()
 
-    def restore(self, steps: int) -> Progress | None:
+    def restore(self, steps: int, step: int | None = None) -> Progress | None:
         """Assigns the newest saved state to the variables, all of them or none; says what has changed since it was saved.
 
         Args:
           steps: how far the run is to go.
+          step: up to which the state may be; None for the newest one.
 
         Returns:
           How far it is; None if nothing is saved.
@@ -152,9 +178,10 @@ class Saver:
         Raises:
           CheckpointError: the state is of another run, or does not fit the variables.
         """
-        if self._saved is None:
+        newest = _newest(self._store, step)
+        if newest is None:
             return None
-        arrays, record = self._store.restore(self._saved)
+        arrays, record = self._store.restore(newest)
         self._check_identity(record["identity"])
         progress = Progress(**record["progress"])
         if progress.step > steps:
@@ -164,6 +191,7 @@ class Saver:
             )
         self._assign(arrays, record)
         set_hook_states(self._hooks, record["hooks"])
+        self.restored = True
         return progress
 
     def roll_back(self, step: int, interval: int) -> int:

@@ -12,9 +12,13 @@ from typing import Any
 from modulekit.core.overlay import active, bakes_reads
 from scenarios.base.hooks import Hook
 from scenarios.base.parts import named_parts
+from scenarios.base.rehearsal import rehearse
+from scenarios.base.repetition import Repetition, repeat
+from scenarios.base.replaying import Replay, replay
 from scenarios.base.result import Result
 from scenarios.base.run import Run
 from scenarios.base.settings import Settings
+from scenarios.base.verification import Verification, verify
 
 
 class Scenario(abc.ABC):
@@ -78,9 +82,100 @@ class Scenario(abc.ABC):
           KeyboardInterrupt: on Ctrl-C, after the current program has finished and the state is saved.
           CheckpointError: the run's directory holds a state that does not fit.
         """
+        return self._run(args, data, eval_data, hooks, parts)()
+
+    def verify_resume(
+        self,
+        *args: Any,
+        data: Any,
+        eval_data: Any = None,
+        hooks: Iterable[Hook] = (),
+        at: int | None = None,
+        **parts: Any,
+    ) -> Verification:
+        """Trains copies of the parts without a break, and with a save, a fresh process and a resume in between.
+
+        Args:
+          *args: as for a call.
+          data: as for a call.
+          eval_data: as for a call.
+          hooks: as for a call.
+          at: the step after which to break; None for the middle.
+          **parts: as for a call.
+
+        Returns:
+          What was compared; nothing differed.
+
+        Raises:
+          ResumeError: something differs; the message names the first array that does.
+          ValueError: something cannot be pickled, or there is no such step.
+        """
+        run = self._run(args, data, eval_data, hooks, parts)
+        return verify(run, max(1, self.settings.steps // 2) if at is None else at)
+
+    def replay(
+        self, step: int, /, *args: Any, data: Any, eval_data: Any = None, hooks: Iterable[Hook] = (), **parts: Any
+    ) -> Replay:
+        """Rebuilds a step: its examples, its random numbers and, from the newest state saved before it, its weights.
+
+        Args:
+          step: its number, the first one being 1.
+          *args: as for a call.
+          data: as for a call.
+          eval_data: as for a call.
+          hooks: as for a call.
+          **parts: as for a call; afterwards they are as after the step.
+
+        Raises:
+          ValueError: there is no such step.
+        """
+        return replay(self._run(args, data, eval_data, hooks, parts), step)
+
+    def reproduce(
+        self,
+        *args: Any,
+        data: Any,
+        eval_data: Any = None,
+        hooks: Iterable[Hook] = (),
+        repeated_steps: int = 20,
+        **parts: Any,
+    ) -> Repetition:
+        """Runs the first steps of the run in `save_dir` again, and compares the losses. Nothing is written there.
+
+        Args:
+          *args: as for a call; parts as they were when the run began.
+          data: as for a call.
+          eval_data: as for a call.
+          hooks: as for a call.
+          repeated_steps: how many; the run has kept the losses of its first 100.
+          **parts: as for a call.
+
+        Raises:
+          CheckpointError: `save_dir` holds no run.
+        """
+        return repeat(self._run(args, data, eval_data, hooks, parts), repeated_steps)
+
+    def dry_run(self, *args: Any, data: Any, eval_data: Any = None, hooks: Iterable[Hook] = (), **parts: Any) -> Result:
+        """Runs two updates, an evaluation of one batch, a save and a restore, and takes all of it back.
+
+        Args:
+          *args: as for a call; variables that do not exist yet are made, and keep their first values.
+          data: as for a call.
+          eval_data: as for a call.
+          hooks: as for a call.
+          **parts: as for a call.
+
+        Returns:
+          The result of the two updates. What a run would raise, this raises now.
+        """
+        return rehearse(self._run(args, data, eval_data, hooks, parts))
+
+    def _run(
+        self, args: tuple[Any, ...], data: Any, eval_data: Any, hooks: Iterable[Hook], parts: Mapping[str, Any]
+    ) -> Run:
         if active() is not None or bakes_reads():
             raise RuntimeError(
                 f"{type(self).__name__} was called inside a transform: a scenario compiles its own steps"
             )
         named = named_parts(self.update, type(self).__name__, args, parts)
-        return Run(self, self.settings, named, data, eval_data, list(hooks))()
+        return Run(self, self.settings, named, data, eval_data, list(hooks))
