@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from modulekit.checkpoints import CheckpointStore
+from modulekit.core import draws
 from modulekit.errors import CheckpointError
 from scenarios.base.events import Event, Progressed
 from scenarios.base.hooks import Hook, Stop
@@ -69,24 +70,39 @@ def verify(run: Run, at: int) -> Verification:
     steps = run.settings.steps
     if not 0 < at < steps:
         raise ValueError(f"at={at}: a break must come after one of the steps 1 to {steps - 1}")
+    counts = draws.snapshot()  # the copies draw first weights, which must not change those of what is made next
     try:
-        first = pickle.dumps(run)
+        first = _built(_pickled(run))
+        with tempfile.TemporaryDirectory() as folder:
+            straight, broken = Path(folder) / "straight", Path(folder) / "broken"
+            _train(first, straight, at, cut=False)
+            _train(first, broken, at, cut=True)
+            _train_elsewhere(first, broken, at)
+            expected, record = _end(straight, steps)
+            found, found_record = _end(broken, steps)
+    finally:
+        draws.restore(counts)
+    difference = _difference(expected, found) or _record_difference(record, found_record)
+    if difference is not None:
+        raise ResumeError(f"after {steps} steps, resumed at step {at}, {difference}")
+    return Verification(steps, at, len(expected))
+
+
+def _pickled(run: Run) -> bytes:
+    try:
+        return pickle.dumps(run)
     except Exception as error:
         raise ValueError(
             f"{run.name} cannot be verified in another process, since something that it was called with cannot be pickled "
             f"({error}): define classes and functions at the top of a module, and give data as arrays"
         ) from error
-    with tempfile.TemporaryDirectory() as folder:
-        straight, broken = Path(folder) / "straight", Path(folder) / "broken"
-        _train(first, straight, at, cut=False)
-        _train(first, broken, at, cut=True)
-        _train_elsewhere(first, broken, at)
-        expected, record = _end(straight, steps)
-        found, found_record = _end(broken, steps)
-    difference = _difference(expected, found) or _record_difference(record, found_record)
-    if difference is not None:
-        raise ResumeError(f"after {steps} steps, resumed at step {at}, {difference}")
-    return Verification(steps, at, len(expected))
+
+
+def _built(pickled: bytes) -> bytes:
+    """Returns a pickled run whose variables exist, so that all copies of it begin with the same first weights."""
+    run: Run = pickle.loads(pickled)
+    with replace(run, settings=replace(run.settings, save_dir=None, save_interval=None, non_finite="stop")).prepared():
+        return pickle.dumps(run)
 
 
 def _train(pickled: bytes, directory: Path, at: int, cut: bool) -> None:
