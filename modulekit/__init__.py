@@ -17,6 +17,7 @@ from modulekit import (
     pad,
     regularizers,
 )
+from modulekit.averaging import WeightAverage
 from modulekit.core.describe import format_variables, log_variables, summary
 from modulekit.core.finite import find_nonfinite
 from modulekit.core.getters import custom_variable_getter
@@ -140,6 +141,7 @@ __all__ = [
     "Variable",
     "VariableScope",
     "VariableStore",
+    "WeightAverage",
     "WeightNorm",
     "allow_empty_variables",
     "avg_pool",

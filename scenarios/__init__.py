@@ -3,6 +3,7 @@
 import os
 
 from modulekit.core import provenance
+from scenarios import hooks
 from scenarios.base import events
 from scenarios.base.hooks import Hook, Stop
 from scenarios.base.nonfinite import NonFiniteError
@@ -24,4 +25,5 @@ __all__ = [
     "Supervised",
     "TiedAutoencoder",
     "events",
+    "hooks",
 ]

@@ -39,7 +39,8 @@ class Supervised(Scenario):
     def update(self, batch: Any, *, model: Any, optimizer: mk.Optimizer, loss: Loss) -> Mapping[str, Any]:
         """Takes one step down the gradient of the mean loss; returns the loss before it."""
         inputs, targets = pair(batch, "data")
-        return {"loss": optimizer.minimize(lambda: loss(_call(model, inputs, True), targets).mean(), model)}
+        mean = lambda: loss(_call(model, inputs, True), targets).mean()  # noqa: E731
+        return {"loss": optimizer.minimize(mean, model, weight=len(targets))}
 
     def evaluate(self, batch: Any, *, model: Any, optimizer: mk.Optimizer, loss: Loss) -> Mapping[str, Any]:
         """Returns the loss of each example, and for integer targets whether the largest output is theirs."""

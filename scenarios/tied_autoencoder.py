@@ -42,7 +42,8 @@ class TiedAutoencoder(Scenario):
         self, batch: Any, *, encoder: Any, decoder: Any, optimizer: mk.Optimizer, loss: Loss
     ) -> Mapping[str, Any]:
         """Takes one step down the gradient of the mean loss; returns the loss before it."""
-        return {"loss": optimizer.minimize(lambda: loss(decoder(encoder(batch)), batch).mean(), [encoder, decoder])}
+        mean = lambda: loss(decoder(encoder(batch)), batch).mean()  # noqa: E731
+        return {"loss": optimizer.minimize(mean, [encoder, decoder], weight=len(batch))}
 
     def evaluate(
         self, batch: Any, *, encoder: Any, decoder: Any, optimizer: mk.Optimizer, loss: Loss

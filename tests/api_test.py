@@ -15,6 +15,7 @@ import scenarios
 ROOT = Path(__file__).parents[1]
 NAMESPACES = {
     "modulekit": None, "modulekit.data": None, "modulekit.nets": None, "modulekit.optimizers": None, "scenarios": None,
+    "scenarios.hooks": None,
     "modulekit.initializers": "Initializer", "modulekit.losses": "", "modulekit.metrics": "", "modulekit.errors": "",
     "modulekit.mixed_precision": "",
     "modulekit.checkpoints": "", "modulekit.pad": "", "modulekit.regularizers": "", "modulekit.nets.resnet": "",

@@ -28,6 +28,7 @@ MATHEMATICAL = (
     "losses",
     "metrics",
     "optimizers",
+    "averaging",
 )  # of modulekit
 # What Sonnet 2 (or TensorFlow 1 and 2, which it stands on) calls the same; names of JAX need no list.
 SONNETS = {
@@ -46,6 +47,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "modulekit.initializers.Initializer": "abstract",
         "modulekit.Metric": "abstract",
         "modulekit.Optimizer": "abstract",
+        "modulekit.optimizers.Wrapped": "abstract",
         "modulekit.regularizers.Regularizer": "abstract",
         "modulekit.LSTMState": "a pair of arrays",
         "modulekit.losses.check_labels": "refuses, and computes nothing",

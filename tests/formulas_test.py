@@ -218,7 +218,9 @@ FORMULAS: dict[str, Callable[[], Pairs]] = {
 }
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "accumulation_test.py::test_the_mean_is_weighted_in_any_order": ("Accumulated",),
     "attention_test.py::test_self_attention_is_its_equation": ("MultiHeadAttention",),
+    "averaging_test.py::test_the_average_is_the_recursion_of_the_docstring": ("WeightAverage",),
     "attention_cache_test.py::test_any_chunks_give_the_full_causal_pass": ("KeyValueCache",),
     "transformer_test.py::test_a_decoder_is_its_equation": ("Transformer", "TransformerBlock"),
     "positions_test.py::test_pairs_of_neighbors_are_turned_by_the_angles_of_the_paper": ("rotary",),
@@ -236,6 +238,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "conv_transpose_test.py::test_a_transposed_convolution_is_its_equation": (
         "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
     ),
+    "clipping_test.py::test_clipping_is_its_equation_and_that_of_optax": ("Clipped",),
     "conv_lstm_test.py::test_steps_are_those_of_the_equations": ("Conv1DLSTM", "Conv2DLSTM", "Conv3DLSTM"),
     "deep_rnn_test.py::test_a_deep_rnn_passes_outputs_up_and_steps_only_its_cores": ("DeepRNN",),
     "deep_rnn_test.py::test_skip_connections_show_the_inputs_to_each_core_and_join_the_outputs": (
@@ -285,6 +288,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "reshape_test.py::test_the_axes_behind_the_preserved_ones_are_reshaped_in_order": ("reshape", "Reshape"),
     "reshape_test.py::test_flatten_makes_one_axis_of_the_rest": ("flatten", "Flatten"),
     "reshape_test.py::test_the_identity_returns_the_very_same_and_ignores_the_rest": ("modulekit.Identity",),
+    "schedules_test.py::test_each_update_has_the_value_for_the_updates_done": ("Scheduled",),
     "stack_test.py::test_a_stack_is_the_unrolled_loop_from_its_first_call": ("stack",),
     "unroll_test.py::test_an_unroll_is_each_sequence_on_its_own_up_to_its_length": ("static_unroll", "dynamic_unroll"),
     "unroll_test.py::test_an_unrolled_lstm_is_the_unroll_of_an_lstm_with_its_weights_bitwise": (

@@ -18,6 +18,7 @@ PEERS = (
     "metrics",
     "mixed_precision",
     "optimizers",
+    "averaging",
     "data",
     "checkpoints",
     "export",

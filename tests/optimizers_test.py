@@ -105,8 +105,18 @@ REFERENCES: dict[str, tuple[Callable[[], optimizers.Optimizer], Callable[..., np
         functools.partial(rms_prop_reference, momentum=0.7, epsilon=1e-2, centered=True),
     ),
 }
+
+
+def halved_at_three(count: jax.Array) -> jax.Array:
+    """A schedule that can be pickled."""
+    return jnp.where(count < 3, 0.1, 0.05)
+
+
 MAKERS = {name: make for name, (make, _) in REFERENCES.items()} | {
-    "adamw by optax": lambda: optimizers.Optax(optax.adamw(0.1))
+    "adamw by optax": lambda: optimizers.Optax(optax.adamw(0.1)),
+    "clipped adam": lambda: optimizers.Clipped(optimizers.Adam(0.1), max_norm=1e6, max_value=0.5),
+    "scheduled momentum": lambda: optimizers.Scheduled(optimizers.Momentum(0.1, 0.9), learning_rate=halved_at_three),
+    "accumulated rms_prop": lambda: optimizers.Accumulated(optimizers.RMSProp(0.1, 0.8, 0.7), every=1),
 }
 
 
@@ -513,6 +523,17 @@ def test_a_frozen_variable_is_left_out_and_thawed_with_its_moments() -> None:
     step()
     assert (frozen.numpy() != before).any()
     assert len(optimizer.variables) == count
+
+
+def test_a_step_that_reads_no_frozen_variable_notices_its_thaw() -> None:
+    (a, b), optimizer = variables([np.ones(2, np.float32)] * 2), optimizers.SGD(0.5)
+    step = mk.jit(lambda g: optimizer.apply([g, g], [a, b]))
+    step(jnp.ones(2))
+    b.freeze()
+    step(jnp.ones(2))
+    b.thaw()
+    step(jnp.ones(2))
+    assert (a.numpy().tolist(), b.numpy().tolist()) == ([-0.5, -0.5], [0.0, 0.0])
 
 
 # What is refused.

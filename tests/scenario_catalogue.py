@@ -168,6 +168,17 @@ def _regression() -> Case:
     return Case(scenarios.Supervised, _settings(10), parts, linear_data(200, 3), linear_data(31, 4))
 
 
+def _halved(count: Any) -> Any:
+    return 0.05 * 0.5 ** (count // 4)
+
+
+def _wrapped() -> Case:
+    scheduled = mk.optimizers.Scheduled(mk.optimizers.Adam(), learning_rate=_halved)
+    optimizer = mk.optimizers.Accumulated(mk.optimizers.Clipped(scheduled, max_norm=1.0), every=3)
+    parts = {"model": mk.Linear(2), "optimizer": optimizer, "loss": mk.losses.squared_error}
+    return Case(scenarios.Supervised, _settings(10), parts, linear_data(200, 3), linear_data(31, 4))
+
+
 def _unit(size: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random([size, 6]).astype(np.float32)
 
@@ -209,6 +220,7 @@ def _uneven() -> Case:
 ROWS = [
     ScenarioRow("classification_with_dropout", _classification),
     ScenarioRow("regression", _regression),
+    ScenarioRow("wrapped_optimizers", _wrapped),
     ScenarioRow("tied_autoencoder", functools.partial(_autoencoder, True)),
     ScenarioRow("untied_autoencoder", functools.partial(_autoencoder, False)),
     ScenarioRow("two_optimizers", _duel),

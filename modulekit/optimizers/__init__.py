@@ -1,6 +1,20 @@
-"""Optimizers: Sonnet's, and a wrapper for any optax transformation."""
+"""Optimizers: Sonnet's, a wrapper for any optax transformation, and wrappers that clip, accumulate and schedule."""
 
-from modulekit.optimizers.base import Optimizer
+from modulekit.optimizers.accumulated import Accumulated
+from modulekit.optimizers.base import Optimizer, Wrapped
+from modulekit.optimizers.clipped import Clipped
 from modulekit.optimizers.gradient_descent import SGD, Adam, Momentum, Optax, RMSProp
+from modulekit.optimizers.scheduled import Scheduled
 
-__all__ = ["SGD", "Adam", "Momentum", "Optax", "Optimizer", "RMSProp"]
+__all__ = [
+    "SGD",
+    "Accumulated",
+    "Adam",
+    "Clipped",
+    "Momentum",
+    "Optax",
+    "Optimizer",
+    "RMSProp",
+    "Scheduled",
+    "Wrapped",
+]

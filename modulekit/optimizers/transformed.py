@@ -12,7 +12,7 @@ from modulekit.core import names
 from modulekit.core.arithmetic import value_of
 from modulekit.core.overlay import concrete
 from modulekit.core.variable import Variable
-from modulekit.optimizers.base import Optimizer, Update, check_updates
+from modulekit.optimizers.base import Optimizer, Update, check_updates, thawed
 from modulekit.optimizers.slots import SHARED, Layout, SlotTable, plain_leaves
 
 Hyperparameter = float | jax.Array | Variable
@@ -49,7 +49,7 @@ class Transformed(Optimizer):
           ValueError: lengths, shapes or dtypes differ, or there is nothing to apply. Nothing has changed then.
         """
         check_updates(updates, parameters)
-        updates = [None if p.frozen else u for u, p in zip(updates, parameters, strict=True)]
+        updates = thawed(updates, parameters)
         if all(update is None for update in updates):
             return
         given = [p for u, p in zip(updates, parameters, strict=True) if u is not None]
