@@ -274,7 +274,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Returns what a JSON file holds.
 
     Args:
       path: the file.

@@ -3,7 +3,7 @@
 import os
 
 from modulekit.core import provenance
-from scenarios import hooks
+from scenarios import evaluation, hooks
 from scenarios.base import events
 from scenarios.base.hooks import Hook, Stop
 from scenarios.base.nonfinite import NonFiniteError
@@ -24,6 +24,7 @@ __all__ = [
     "Stop",
     "Supervised",
     "TiedAutoencoder",
+    "evaluation",
     "events",
     "hooks",
 ]

@@ -1,6 +1,5 @@
 """Supervised learning: inputs, targets, a model and a loss."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import modulekit as mk
 from modulekit.data import Arrays
 from modulekit.losses import check_labels
 from modulekit.metrics import correct
+from scenarios.base.calling import call_model
 from scenarios.base.scenario import Scenario
 
 Loss = Callable[[Any, Any], jax.Array]
@@ -39,13 +39,13 @@ class Supervised(Scenario):
     def update(self, batch: Any, *, model: Any, optimizer: mk.Optimizer, loss: Loss) -> Mapping[str, Any]:
         """Takes one step down the gradient of the mean loss; returns the loss before it."""
         inputs, targets = pair(batch, "data")
-        mean = lambda: loss(_call(model, inputs, True), targets).mean()  # noqa: E731
+        mean = lambda: loss(call_model(model, inputs, True), targets).mean()  # noqa: E731
         return {"loss": optimizer.minimize(mean, model, weight=len(targets))}
 
     def evaluate(self, batch: Any, *, model: Any, optimizer: mk.Optimizer, loss: Loss) -> Mapping[str, Any]:
         """Returns the loss of each example, and for integer targets whether the largest output is theirs."""
         inputs, targets = batch
-        outputs = _call(model, inputs, False)
+        outputs = call_model(model, inputs, False)
         values = {"loss": loss(outputs, targets)}
         if jnp.issubdtype(targets.dtype, jnp.integer) and outputs.ndim == 2 and targets.ndim == 1:
             values["accuracy"] = correct(outputs, targets)
@@ -60,7 +60,7 @@ class Supervised(Scenario):
             if loss is not mk.losses.softmax_cross_entropy or not np.issubdtype(targets.dtype, np.integer):
                 continue
             example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-            outputs = mk.build(lambda x: _call(model, x, False), example)
+            outputs = mk.build(lambda x: call_model(model, x, False), example)
             try:
                 check_labels(targets, outputs.shape[-1])
             except ValueError as error:
@@ -75,23 +75,3 @@ def pair(arrays: Any, which: str) -> tuple[Any, Any]:
         )
         raise ValueError(f"{which} must be a pair (inputs, targets), not {found}")
     return arrays[0], arrays[1]
-
-
-def _call(model: Any, inputs: Any, is_training: bool) -> Any:
-    return model(inputs, is_training=is_training) if needs_is_training(model) else model(inputs)
-
-
-def needs_is_training(model: Any) -> bool:
-    """Returns whether a call must say if it is training.
-
-    So it is if the model's attribute `needs_is_training` says so; where there is none, if a call takes an argument
-    `is_training` whose default is not None.
-    """
-    said = getattr(model, "needs_is_training", None)
-    if said is not None:
-        return bool(said)
-    try:
-        parameter = inspect.signature(model).parameters.get("is_training")
-    except (TypeError, ValueError):
-        return False
-    return parameter is not None and parameter.default is not None

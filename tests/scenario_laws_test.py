@@ -27,7 +27,7 @@ import modulekit as mk
 from modulekit.core.randomness import default_stream
 from modulekit.data import batch_indices
 from scenarios import events
-from scenarios.supervised import needs_is_training
+from scenarios.base.calling import needs_is_training
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=name_of)
 
