@@ -85,7 +85,7 @@ from modulekit.transforms.per_example import per_example_grad
 from modulekit.transforms.remat import remat
 
 if TYPE_CHECKING:
-    from modulekit import sonnet
+    from modulekit import export, sonnet, weights
 
 __all__ = [
     "AUTO_REUSE",
@@ -156,6 +156,7 @@ __all__ = [
     "eager",
     "errors",
     "eval_shape",
+    "export",
     "find_nonfinite",
     "flatten",
     "footprint",
@@ -204,12 +205,13 @@ __all__ = [
     "value_and_grad",
     "variable_scope",
     "vmap",
+    "weights",
     "while_loop",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what most programs do without, when it is asked for: the reader of Sonnet's checkpoints."""
-    if name == "sonnet":
-        return importlib.import_module("modulekit.sonnet")
+    """Imports what most programs do without, when it is asked for: readers and writers of files."""
+    if name in ("export", "sonnet", "weights"):
+        return importlib.import_module(f"modulekit.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ NAMESPACES = {
     "modulekit.initializers": "Initializer", "modulekit.losses": "", "modulekit.metrics": None, "modulekit.errors": "",
     "modulekit.mixed_precision": "",
     "modulekit.checkpoints": "", "modulekit.pad": "", "modulekit.regularizers": "", "modulekit.nets.resnet": "",
-    "modulekit.sonnet": None,
+    "modulekit.sonnet": None, "modulekit.weights": None, "modulekit.export": None,
     "modulekit.functional": None, "modulekit.distribute": None,
 }  # fmt: skip
 
@@ -59,7 +59,17 @@ def test_every_module_has_a_docstring() -> None:
 
 
 def test_importing_modulekit_loads_no_heavy_package() -> None:
-    heavy = ("orbax", "matplotlib", "sklearn", "rich", "tyro", "scipy.optimize", "tensorstore")
+    heavy = (
+        "orbax",
+        "matplotlib",
+        "sklearn",
+        "rich",
+        "tyro",
+        "scipy.optimize",
+        "tensorstore",
+        "safetensors",
+        "jax2onnx",
+    )
     code = f"import sys, modulekit; print([n for n in {heavy!r} if n in sys.modules])"
     bare = f"import sys, jax, optax; print([n for n in {heavy!r} if n in sys.modules])"
     run = lambda text: subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True).stdout  # noqa: E731

@@ -24,6 +24,7 @@ PEERS = (
     "export",
     "sharding",
     "sonnet",
+    "weights",
 )
 RANKS = {
     "errors": 0, "plugins": 0, "core": 1, "transforms": 2, **dict.fromkeys(PEERS, 3), "layers": 4, "functional": 4,

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from modulekit.core.arithmetic import array_of
@@ -209,7 +208,7 @@ class MultiHeadAttention(Module):
                 "compare, as in mask > 0"
             )
         try:
-            fits = np.broadcast_shapes(mask.shape, shape) == shape
+            fits = jnp.broadcast_shapes(mask.shape, shape) == shape
         except ValueError:
             fits = False
         if not fits:

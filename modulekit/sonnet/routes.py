@@ -1,29 +1,11 @@
 """Routes from a module's variables to the tensors of a checkpoint, by attribute path or by name."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from modulekit.core import collect
-from modulekit.core.module import Module
-from modulekit.core.variable import Variable
+from modulekit.core.places import Place
 from modulekit.sonnet.checkpoint import Checkpoint, SavedTensor
-
-
-class Place(NamedTuple):
-    """A variable, its path for messages, and all paths that lead to it, each as a sequence of keys.
-
-    Attributes:
-      variable: the variable.
-      path: `model.layers[0].w`.
-      ways: `("model", "layers", "0", "w")`, and so on.
-      is_in_list: whether it stands in a list of variables, where a position says little.
-    """
-
-    variable: Variable
-    path: str
-    ways: tuple[tuple[str, ...], ...]
-    is_in_list: bool
 
 
 class Route(NamedTuple):
@@ -63,37 +45,6 @@ class Rename:
         """Raises `ValueError` if a new name is the beginning of none in the module, which is a slip of the pen."""
         if self._unused:
             raise ValueError(f"rename to {sorted(self._unused)[0]!r} is of no use: nothing in the module begins so")
-
-
-def places(module: Module | Mapping[str, Module | Variable]) -> list[Place]:
-    """Returns the places of the variables of a module, or of named parts, each variable once.
-
-    Raises:
-      ValueError: a part has no variables, most likely because it has not been built.
-    """
-    parts: dict[str, Module | Variable] = {"": module} if isinstance(module, Module) else dict(module)
-    found: dict[Variable, list[collect.Path]] = {}
-    for name, part in parts.items():
-        start: collect.Path = (("attribute", name),) if name else ()
-        references = [(start, part)] if isinstance(part, Variable) else list(_references(part, start))
-        if not references:
-            raise ValueError(
-                f"{part!r} has no variables yet, so that nothing of the checkpoint could find its place: build it first, as "
-                "in mk.build(module, [batch, features]), or mk.build(step, x, y) for an optimizer's slots"
-            )
-        for path, variable in references:
-            found.setdefault(variable, []).append(path)
-    return [_place(variable, paths) for variable, paths in found.items()]
-
-
-def _place(variable: Variable, paths: Sequence[collect.Path]) -> Place:
-    how, last = paths[0][-1]
-    ways = tuple(tuple(str(key) for _, key in path) for path in paths)
-    return Place(variable, collect.render(paths[0]), ways, how == "item" and isinstance(last, int))
-
-
-def _references(part: Module, start: collect.Path) -> Iterator[tuple[collect.Path, Variable]]:
-    yield from collect.references(part, Variable, Module, start)
 
 
 def by_name(checkpoint: Checkpoint, wanted: Sequence[Place], rename: Rename) -> list[Route]:

@@ -56,7 +56,7 @@ def build(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     >>> layer.w.shape
     (784, 10)
     """
-    args, kwargs = jax.tree.map(_specification, (args, kwargs), is_leaf=_is_shape)
+    args, kwargs = shaped((args, kwargs))
     traced, key = split(args, kwargs)
     return trace_abstractly(f, key, traced, Footprint())
 
@@ -92,11 +92,16 @@ def footprint(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Footprint:
     >>> [variable.name for variable in mk.footprint(layer, [32, 784]).reads]
     ['linear/w', 'linear/b']
     """
-    args, kwargs = jax.tree.map(_specification, (args, kwargs), is_leaf=_is_shape)
+    args, kwargs = shaped((args, kwargs))
     traced, key = split(args, kwargs)
     found = Footprint()
     trace_abstractly(f, key, traced, found)
     return found
+
+
+def shaped(arguments: Any) -> Any:
+    """Returns a structure of arguments with a `jax.ShapeDtypeStruct` for each shape in it, such as `[32, 784]`."""
+    return jax.tree.map(_specification, arguments, is_leaf=_is_shape)
 
 
 def _is_shape(value: Any) -> bool:
