@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modulekit.core.overlay import active, bakes_reads
+from scenarios.base import requests
 from scenarios.base.hooks import Hook
 from scenarios.base.parts import named_parts
 from scenarios.base.rehearsal import rehearse
@@ -82,7 +83,9 @@ class Scenario(abc.ABC):
           KeyboardInterrupt: on Ctrl-C, after the current program has finished and the state is saved.
           CheckpointError: the run's directory holds a state that does not fit.
         """
-        return self._run(args, data, eval_data, hooks, parts)()
+        run = self._run(args, data, eval_data, hooks, parts)
+        requests.respond(self.settings.directory, run)
+        return run()
 
     def verify_resume(
         self,
