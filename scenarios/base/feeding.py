@@ -17,7 +17,7 @@ from modulekit.data import Arrays, Group, IndexedBatches, Prefetch, Stream, batc
 
 Indices = np.ndarray[Any, Any]
 
-_STACK = 2**25  # bytes of a stack of batches
+_STACK = 2**22  # bytes of a stack of batches; a large one costs more memory traffic than calls
 _SHARE = 0.5  # of the device's free memory that examples may take
 
 

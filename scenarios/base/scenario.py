@@ -28,7 +28,7 @@ class Scenario(abc.ABC):
     A subclass defines `update(self, batch, *, part, another_part, ...)`, whose keyword arguments name the parts that a
     call takes. It may also define `evaluate(self, batch, *, ...)`, which returns a dict of arrays `[batch]`, one value
     per example; and `check(self, data, eval_data, *, ...)`, which raises if the parts do not fit together, and is called
-    when all variables exist.
+    when all variables exist, with `mk.data.Arrays`, or None for a stream and where there is no evaluation data.
 
     Args:
       steps: the number of updates.
@@ -69,8 +69,9 @@ class Scenario(abc.ABC):
 
         Args:
           *args: the parts, in the order of `update`'s keyword arguments.
-          data: an array, or a tuple, list or dict of arrays that share their first axis.
-          eval_data: likewise; evaluated at the end, and every `eval_interval` updates.
+          data: an array, or a tuple, list or dict of arrays that share their first axis; or batches one after the other:
+            what `mk.data.stream` takes, but for lists and tuples.
+          eval_data: arrays likewise; evaluated at the end, and every `eval_interval` updates.
           hooks: functions that hear the events of the run (`scenarios.base.events`); one that returns a
             `scenarios.Stop` ends it.
           **parts: parts by name.
