@@ -28,7 +28,7 @@ class Replay:
     >>> fit = scenarios.Supervised(100, batch_size=2, progress=False)
     >>> replay = fit.replay(7, mk.Linear(1), mk.optimizers.SGD(0.3), mk.losses.squared_error, data=(x, 5 * x))
     >>> replay.step, replay.indices.tolist()
-    (7, [22, 23])
+    (7, [16, 28])
     """
 
     step: int
