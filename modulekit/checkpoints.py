@@ -82,6 +82,20 @@ class CheckpointStore:
         """Returns the number of the state with the best score, None if none has one."""
         return next(iter(self._preservation.best_of(self.steps())), None)
 
+    def anchor(self, step: int) -> int:
+        """Returns the number of the newest state up to `step` that is a multiple of the anchor interval.
+
+        Args:
+          step: its number at most.
+
+        Raises:
+          CheckpointError: there is none.
+        """
+        anchors = self._preservation.anchors_of([number for number in self.steps() if number <= step])
+        if not anchors:
+            raise CheckpointError(f"{self.directory} holds no state up to step {step} to go back to: {self.steps()}")
+        return anchors[-1]
+
     def save(
         self,
         step: int,
@@ -221,12 +235,15 @@ class _Preservation:
         scored = [(score, step) for step in steps if (score := self.scores.get(step)) is not None]
         return [step for _, step in sorted((self._sign * score, step) for score, step in scored)]
 
+    def anchors_of(self, steps: Sequence[int]) -> list[int]:
+        """Returns the steps that are multiples of the anchor interval; none where there is no interval."""
+        return [step for step in steps if self._anchor_interval is not None and step % self._anchor_interval == 0]
+
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Returns, for each state from old to new, whether it stays."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         staying = {*steps[-self._keep :], *self.best_of(steps)[: self._keep_best]}
-        if self._anchor_interval is not None:
-            staying.update([step for step in steps if step % self._anchor_interval == 0][-1:])
+        staying.update(self.anchors_of(steps)[-1:])
         return [step in staying for step in steps]
 
 

@@ -7,6 +7,7 @@ from scenarios import evaluation, hooks
 from scenarios.base import events
 from scenarios.base.hooks import Hook, Stop
 from scenarios.base.nonfinite import NonFiniteError
+from scenarios.base.preflight import Preflight
 from scenarios.base.repetition import Repetition
 from scenarios.base.replaying import Replay
 from scenarios.base.result import Result
@@ -21,6 +22,7 @@ provenance.skip(os.path.dirname(__file__))  # what a user sees of a run is the l
 __all__ = [
     "Hook",
     "NonFiniteError",
+    "Preflight",
     "Repetition",
     "Replay",
     "Result",

@@ -119,9 +119,9 @@ def export(directory: Directory, to: Path, part: str = "model", step: Step = "la
 
 def _number(run: Run, step: Step) -> int | None:
     """Returns the number of a saved state; None for the newest."""
-    if step == "latest":
+    if step == "latest" or run.settings.directory is None:
         return None
-    store = open_store(run.settings)
+    store = open_store(run.settings.directory, run.settings)
     try:
         number = store.best() if step == "best" else step
         if number is None or number not in store.steps():

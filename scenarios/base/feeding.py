@@ -109,7 +109,7 @@ class Fed:
         self.batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), first)
         size = sum(array.nbytes for array in jax.tree.leaves(first))
         self._most = max(1, _STACK // max(size, 1))
-        self._taken: Group | None = None
+        self._taken = self._waiting[0]
 
     def take(self, step: int, count: int, capacity: int) -> Chunk | None:
         """Returns the next batches: fewer than `count` where they have been stacked so, or the next has another shape."""
@@ -145,7 +145,6 @@ class Fed:
 
     def return_from(self, chunk: Chunk, index: int) -> None:
         """Keeps the batches that did not run for the next chunk."""
-        assert self._taken is not None
         _, rest = _split(self._taken, index)
         self._waiting[:0] = rest
         self._before = chunk.position_after(index)

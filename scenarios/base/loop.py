@@ -117,8 +117,7 @@ class Loop:
             raise error
         weights = progress.step
         if self.settings.non_finite == "rollback" and self.saver is not None:
-            assert self.settings.save_interval is not None
-            weights = self.saver.roll_back(progress.step, self.settings.save_interval)
+            weights = self.saver.roll_back(progress.step)
         self.feed.return_from(chunk, index + 1)
         progress.position = chunk.position_after(index + 1)
         self._count(progress, None)

@@ -45,17 +45,18 @@ def named_parts(
 
 def variables_by_path(parts: Mapping[str, Any]) -> dict[str, Variable]:
     """Returns all variables of the parts by path, such as `model.layers[0].w`; a shared one under its first path."""
-    return {_rendered(path): variable for path, variable in collect.walk(dict(parts), Variable, Module)}
+    return {rendered(path): variable for path, variable in collect.walk(dict(parts), Variable, Module)}
 
 
 def ties_by_path(parts: Mapping[str, Any]) -> dict[str, str]:
     """Returns, for each further path of a shared variable of the parts, its first path."""
     first = {variable: path for path, variable in variables_by_path(parts).items()}
     references = collect.references(dict(parts), Variable, Module)
-    paths = ((_rendered(path), variable) for path, variable in references)
+    paths = ((rendered(path), variable) for path, variable in references)
     return {path: first[variable] for path, variable in paths if path != first[variable]}
 
 
-def _rendered(path: collect.Path) -> str:
+def rendered(path: collect.Path) -> str:
+    """Returns a path from the dict of parts as text, such as `model.layers[0].w`."""
     (_, part), *inner = path
     return collect.render((("attribute", part), *inner))

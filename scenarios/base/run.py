@@ -71,7 +71,7 @@ class Run:
                 hooks.append(progress_hook())
             loop = Loop(
                 self.name, self.settings, prepared.feed, prepared.stepper, prepared.evaluator, saver, hooks,
-                functools.partial(self._explain, prepared),
+                functools.partial(self.explain, prepared),
             )  # fmt: skip
             metrics, reason = loop.run(progress)
         return Result(
@@ -108,7 +108,7 @@ class Run:
             variables = variables_by_path(kept_parts)
             if settings.directory is not None and restore:
                 self._check_held(stepper, variables)
-                store = open_store(settings)
+                store = open_store(settings.directory, settings)
                 closing.callback(store.close)
                 saver = Saver(store, variables, ties_by_path(kept_parts), self.identity(), self.hooks)
                 restored = saver.restore(settings.steps, step)
@@ -187,9 +187,10 @@ class Run:
                 "that it could not be saved: pass the module that holds it as a part"
             )
 
-    def _explain(
+    def explain(
         self, prepared: "Prepared", progress: Progress, chunk: Chunk, index: int, metrics: Mapping[str, float]
     ) -> NonFiniteError:
+        """Returns the error for an update that gave values that are not finite, from its chunk and its place there."""
         stepper = prepared.stepper
         held = {v: path for path, v in prepared.variables.items()}
         written = {held.get(v, v.name): v for v in stepper.variables}

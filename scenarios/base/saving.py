@@ -83,12 +83,11 @@ class Progress:
         return {**asdict(self), "losses": list(self.losses)}
 
 
-def open_store(settings: Settings) -> CheckpointStore:
+def open_store(directory: Path, settings: Settings) -> CheckpointStore:
     """Opens the store of saved states in a run's directory."""
-    assert settings.directory is not None
     anchor = settings.save_interval if settings.non_finite == "rollback" else None
     return CheckpointStore(
-        settings.directory / STATES, settings.keep, settings.keep_best, settings.best_mode, anchor_interval=anchor
+        directory / STATES, settings.keep, settings.keep_best, settings.best_mode, anchor_interval=anchor
     )
 
 
@@ -96,7 +95,7 @@ def saved_progress(settings: Settings, step: int | None = None) -> Progress:
     """Returns how far the run in the directory is, as its newest state up to `step` says; nothing is made there."""
     if settings.directory is None or not (settings.directory / STATES).is_dir():
         return Progress()
-    store = open_store(settings)
+    store = open_store(settings.directory, settings)
     try:
         newest = _newest(store, step)
         return Progress() if newest is None else Progress(**store.record(newest)["progress"])
@@ -194,9 +193,9 @@ class Saver:
         self.restored = True
         return progress
 
-    def roll_back(self, step: int, interval: int) -> int:
-        """Assigns the newest state up to `step` that was saved at a multiple of `interval`; returns its step."""
-        anchor = max(saved for saved in self._store.steps() if saved <= step and saved % interval == 0)
+    def roll_back(self, step: int) -> int:
+        """Assigns the newest state up to `step` that was saved at its interval; returns its step."""
+        anchor = self._store.anchor(step)
         self._assign(*self._store.restore(anchor))
         return anchor
 

@@ -13,6 +13,7 @@ from modulekit.core.overlay import active, bakes_reads
 from scenarios.base import requests
 from scenarios.base.hooks import Hook
 from scenarios.base.parts import named_parts
+from scenarios.base.preflight import Preflight, preflight
 from scenarios.base.rehearsal import rehearse
 from scenarios.base.repetition import Repetition, repeat
 from scenarios.base.replaying import Replay, replay
@@ -173,6 +174,32 @@ class Scenario(abc.ABC):
           The result of the two updates. What a run would raise, this raises now.
         """
         return rehearse(self._run(args, data, eval_data, hooks, parts))
+
+    def preflight(
+        self,
+        *args: Any,
+        data: Any,
+        eval_data: Any = None,
+        hooks: Iterable[Hook] = (),
+        overfit: bool = True,
+        memory_limit: int | None = None,
+        **parts: Any,
+    ) -> Preflight:
+        """Says what a run will cost in memory, time and disk, and what is wrong with it; then all is as it was.
+
+        Args:
+          *args: as for a call; variables that do not exist yet are made, and keep their first values.
+          data: as for a call.
+          eval_data: as for a call.
+          hooks: as for a call; they hear nothing.
+          overfit: whether to train on one batch for a while, to see whether it can be learned by heart.
+          memory_limit: bytes of memory to reckon with; None for those of the device.
+          **parts: as for a call.
+
+        Returns:
+          The report: `print` it, read its `warnings`, or keep `in_json()`. What an update would raise, this raises now.
+        """
+        return preflight(self._run(args, data, eval_data, hooks, parts), overfit, memory_limit)
 
     def _run(
         self, args: tuple[Any, ...], data: Any, eval_data: Any, hooks: Iterable[Hook], parts: Mapping[str, Any]
