@@ -215,6 +215,18 @@ def test_a_functionalized_function_is_exact_under_every_plain_transform() -> Non
     assert jax.eval_shape(pure, values, X)[0].shape == (2,)
 
 
+def test_a_plain_jit_inside_a_functionalized_function_keeps_nothing_of_its_trace() -> None:
+    layer = mk.Linear(3)
+    layer(X[None])
+    inner = jax.jit(lambda x: layer(x))
+    pure, values = mk.functionalize(lambda x: inner(x).sum(), layer)
+    first = jax.jit(pure)(values, X[None])[0]
+    gradients = jax.grad(lambda v: pure(v, X[None])[0])(values)  # a trace of its own, of the same inner function
+    np.testing.assert_array_equal(gradients[0], np.ones([3]))
+    doubled = [2 * value for value in values]
+    np.testing.assert_allclose(jax.jit(pure)(doubled, X[None])[0], 2 * first, rtol=1e-6)
+
+
 def test_writing_an_unlisted_variable_in_a_functionalized_function_names_it() -> None:
     listed, unlisted = mk.Variable(1.0, name="listed"), mk.Variable(1.0, name="unlisted")
     pure, values = mk.functionalize(lambda: unlisted.assign(listed * 2), [listed])

@@ -26,7 +26,9 @@ class Pure:
     def __call__(self, values: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         """Returns the function's result and the new values. The variables themselves do not change."""
         bindings = dict(zip(self.variables, values, strict=True))
-        with Overlay(bindings, baked=bakes_reads()) as running:
+        # What JAX keeps of a compiled function inside holds the tracers of this trace, and must not serve another one.
+        traced = any(isinstance(value, jax.core.Tracer) for value in values)
+        with Overlay(bindings, baked=bakes_reads(), isolated=traced) as running:
             result = plain(self._function(*args, **kwargs))
         for written in running.written:
             if written not in bindings:
