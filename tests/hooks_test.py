@@ -167,6 +167,12 @@ def test_an_update_that_fails_is_told_to_the_hooks() -> None:
         ROW_OF_ALL.fresh().replace(scenario=Failing).run()
 
 
+def test_a_best_metric_that_is_none_is_named_with_those_there_are(tmp_path: Path) -> None:
+    message = r"^best_metric='acuracy' is no metric of the evaluation, which has loss$"
+    with pytest.raises(ValueError, match=message):
+        ROW_OF_ALL.start(save_dir=tmp_path, eval_interval=10, best_metric="acuracy")
+
+
 def test_hooks_do_not_change_a_run() -> None:
     result, state = ROW_OF_ALL.start([lambda event: None, lambda event: None])
     assert result == uninterrupted(ROW_OF_ALL)[0]

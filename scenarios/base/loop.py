@@ -139,12 +139,19 @@ class Loop:
             means = self.evaluator.means(lambda: stopping.reason() is not None)
         if means is None:
             return None
+        self._check_best(means)
         self._means = means
         if progress.evaluated != progress.step:
             progress.evaluated = progress.step
             progress.record({f"eval_{name}": value for name, value in means.items()})
             self._tell(events.Evaluated(progress.step, means))
         return means
+
+    def _check_best(self, means: Mapping[str, float]) -> None:
+        """Raises `ValueError` where states are to be kept by a metric that was named, and that is not there."""
+        wanted = self.settings.best_metric
+        if wanted not in means and wanted != type(self.settings).best_metric:
+            raise ValueError(f"best_metric={wanted!r} is no metric of the evaluation, which has {', '.join(means)}")
 
     def _save(self, progress: Progress) -> None:
         if self.saver is None:
