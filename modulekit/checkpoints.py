@@ -83,7 +83,7 @@ class CheckpointStore:
         return next(iter(self._preservation.best_of(self.steps())), None)
 
     def anchor(self, step: int) -> int:
-        """Returns the number of the newest state up to `step` that is a multiple of the anchor interval.
+        """Returns the number of the newest state up to `step` that is a multiple of the anchor interval, else of the newest.
 
         Args:
           step: its number at most.
@@ -91,10 +91,10 @@ class CheckpointStore:
         Raises:
           CheckpointError: there is none.
         """
-        anchors = self._preservation.anchors_of([number for number in self.steps() if number <= step])
-        if not anchors:
+        there = [number for number in self.steps() if number <= step]
+        if not there:
             raise CheckpointError(f"{self.directory} holds no state up to step {step} to go back to: {self.steps()}")
-        return anchors[-1]
+        return (self._preservation.anchors_of(there) or there)[-1]
 
     def save(
         self,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -13,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from interrupted_runs import saved, start, states
 from scenario_catalogue import ROW, STEPS, assert_bitwise, log_lines, uninterrupted
 
 from modulekit.checkpoints import CheckpointStore
 from scenarios import events
+from scenarios.base.evaluating import Evaluator
 from scenarios.base.stopping import Stopping
 
 HERE = Path(__file__).parent
@@ -66,18 +66,20 @@ def assert_goes_on_to_the_same_end(folder: Path) -> None:
     assert result.metrics == uninterrupted(ROW[NAME])[0].metrics
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_the_middle_leaves_a_saved_state_and_the_same_call_goes_on(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_the_middle_leaves_a_saved_state_and_the_same_call_goes_on(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     process = launch(tmp_path, hold=HOLD, steps_per_call=5)
     wait_for((tmp_path / "held").exists, process)
     process.send_signal(number)
     (tmp_path / "go").touch()
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + signal.SIGTERM), errors
+    assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + number), errors
     assert output == ""
     found = re.search(r"stopped after step (\d+) and saved; make the same call again to go on from there", errors)
     assert found, errors
-    assert ("KeyboardInterrupt: stopped" if number == signal.SIGINT else "SIGTERM: stopped") in errors
+    assert ("KeyboardInterrupt: stopped" if number == signal.SIGINT else f"{number.name}: stopped") in errors
     assert HOLD <= int(found[1]) < STEPS
     assert latest(tmp_path) == int(found[1])
     lines = log_lines(tmp_path / "run")
@@ -102,36 +104,10 @@ def test_a_second_signal_leaves_at_once_without_saving(tmp_path: Path) -> None:
         assert time.monotonic() < deadline, "two signals did not end the run"
     _, errors = process.communicate()
     assert not (tmp_path / "go").exists()  # the hook was still holding the run
-    assert "KeyboardInterrupt: a second signal: the run ended at once, without saving" in errors
+    assert "LeftAtOnce: a second signal: the run ended at once, without saving" in errors
     assert process.returncode == -signal.SIGINT
     assert latest(tmp_path) == 20
     assert_goes_on_to_the_same_end(tmp_path)
-
-
-def test_kill_9_at_any_moment_leaves_a_directory_that_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    moments = random.Random(5)
-    options = {"save_interval": 1, "steps_per_call": 3}
-    log = tmp_path / "run" / "log.jsonl"
-    done = 0
-    for _ in range(5):
-        process = launch(tmp_path, **options)
-        target, pause = min(done + moments.randint(1, 8), STEPS - 1), moments.uniform(0, 0.05)
-        wait_for(lambda target=target: log.exists() and f'"saved", "step": {target},' in log.read_text(), process)
-        time.sleep(pause)  # the moment within a step, a save or a line
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        done = latest(tmp_path) or 0
-        assert target <= done < STEPS
-    process = launch(tmp_path, **options)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    expected, expected_state = uninterrupted(ROW[NAME])
-    assert json.loads(output)["history"] == expected.history
-    with np.load(tmp_path / "final.npz") as state:
-        assert_bitwise(dict(state), expected_state)
-    saved = [line["step"] for line in log_lines(tmp_path / "run") if line["event"] == "logged"]
-    assert saved == list(range(7, STEPS + 1, 7))
 
 
 def raising(kind: type[events.Event], number: int) -> Any:
@@ -201,3 +177,117 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before, None]
+
+
+def test_sigusr1_exits_with_138(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as error:
+        start([raising(events.Progressed, signal.SIGUSR1)], save_dir=tmp_path / "run", steps=20)
+    assert error.value.code == 138
+
+
+def assert_lean_run_goes_on_to_the_same_end(folder: Path, steps: int) -> None:
+    """Asserts that the same call ends bitwise as the run that nothing interrupts."""
+    result, state = start(save_dir=folder / "run", steps=steps)
+    assert_bitwise(state, states()[steps])
+    assert result.history == start(steps=steps)[0].history
+
+
+def test_an_evaluation_is_abandoned_and_made_by_the_run_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    means, asked = Evaluator.means, []
+
+    def interrupted_means(self: Evaluator, interrupted: Callable[[], bool]) -> dict[str, float] | None:
+        def ask() -> bool:
+            asked.append(True)
+            if len(asked) == 8:  # the second batch of the third evaluation
+                signal.raise_signal(signal.SIGINT)
+            return interrupted()
+
+        return means(self, ask)
+
+    monkeypatch.setattr(Evaluator, "means", interrupted_means)
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped after step 9 and saved"):
+        start(save_dir=tmp_path / "run", steps=20)
+    assert len(asked) == 8
+    monkeypatch.undo()
+    step, arrays, record = saved(tmp_path)
+    assert step == 9
+    assert_bitwise(arrays, states()[9])
+    assert record["progress"]["evaluated"] == 6
+    assert_lean_run_goes_on_to_the_same_end(tmp_path, 20)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_sigterm_loses_no_save(second: int, tmp_path: Path) -> None:
+    hooks = [raising(events.Progressed, signal.SIGTERM), raising(events.Progressed, second)]
+    with pytest.raises(SystemExit) as error:
+        start([*hooks, raising(events.Saved, second)], save_dir=tmp_path / "run", steps=20, steps_per_call=2)
+    assert error.value.code == 143
+    step, arrays, _ = saved(tmp_path)
+    assert step == 2
+    assert_bitwise(arrays, states()[2])
+    assert_lean_run_goes_on_to_the_same_end(tmp_path, 20)
+
+
+def test_a_second_ctrl_c_leaves_at_once_also_while_a_state_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written, write, began = threading.Event(), CheckpointStore._write, threading.Event()
+    waited_for: list[bool] = []
+
+    def slow(self: CheckpointStore, *state: Any) -> None:
+        began.set()
+        if not written.wait(10):
+            waited_for.append(True)
+        write(self, *state)
+
+    def impatient() -> None:
+        began.wait(30)
+        for _ in range(2):
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(CheckpointStore, "_write", slow)
+    thread = threading.Thread(target=impatient)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"^a second signal: the run ended at once, without saving$"):
+            start(save_dir=tmp_path / "run", save_interval=4, steps=20)
+        assert not waited_for
+    finally:
+        thread.join()
+        written.set()
+
+
+def test_a_time_limit_ends_the_run_at_the_next_step_and_each_call_has_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seconds = [0.0]
+
+    def hook(event: events.Event) -> None:
+        seconds[0] += 2.0 if isinstance(event, events.Progressed) else 0.0
+
+    monkeypatch.setattr("scenarios.base.stopping.monotonic", lambda: seconds[0])
+    settings = {"save_dir": tmp_path / "run", "steps": 12, "steps_per_call": 1, "time_limit": 9}
+    for step, reason in ((5, "the time limit of 9 s"), (10, "the time limit of 9 s"), (12, "done")):
+        result, state = start([hook], **settings)
+        assert (result.step, result.reason) == (step, reason)
+        assert_bitwise(state, states()[step])
+        assert saved(tmp_path)[0] == step
+    assert result.history == start(steps=12)[0].history
+
+
+def test_a_file_stop_ends_the_run_is_removed_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "STOP"
+
+    def hook(event: events.Event) -> None:
+        if isinstance(event, events.Progressed) and event.step == 7:
+            file.touch()
+
+    result, state = start([hook], save_dir=tmp_path / "run", steps=20, steps_per_call=1)
+    assert (result.step, result.reason) == (7, "the file STOP")
+    assert not file.exists()
+    assert_bitwise(state, states()[7])
+    assert [line["reason"] for line in log_lines(tmp_path / "run")[-1:]] == ["the file STOP"]
+    assert_lean_run_goes_on_to_the_same_end(tmp_path, 20)

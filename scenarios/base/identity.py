@@ -5,6 +5,7 @@ A difference is *safe* where it changes no weight, *schedule-changing* where the
 """
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
@@ -109,6 +110,8 @@ def describe(value: Any) -> Any:
     >>> describe(len), describe(2.5), describe({"rate": (1, None)})
     ('len', 2.5, {'rate': [1, None]})
     """
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ from scenarios.base.nonfinite import NonFiniteError
 from scenarios.base.saving import Progress, Saver
 from scenarios.base.settings import Settings
 from scenarios.base.stepping import Metrics, Stepper
-from scenarios.base.stopping import Stopping
+from scenarios.base.stopping import LeftAtOnce, Stopping
 
 _MOST_SKIPPED = 10  # updates one after the other; more of them mean that the weights are lost
 
@@ -43,7 +43,6 @@ class Loop:
     explain: Callable[..., NonFiniteError]
     _means: Mapping[str, float] | None = None  # of the evaluation after the current step
     _reason: str | None = None  # of the first hook that asked to stop
-    _skipped: int = 0  # in a row
 
     def run(self, progress: Progress) -> tuple[Mapping[str, float], str]:
         """Runs from where `progress` stands to the last step.
@@ -68,8 +67,9 @@ class Loop:
                 reason = self._stop_reason(stopping) or "done"
                 stopping.obey(self._farewell(progress.step))
         except BaseException as error:
-            with contextlib.suppress(Exception):
-                self._wait_for_saves()
+            if not isinstance(error, LeftAtOnce):
+                with contextlib.suppress(Exception):
+                    self._wait_for_saves()
             with contextlib.suppress(Exception):
                 self._tell_end(events.Finished(progress.step, f"ended by {type(error).__name__}", self._seconds()))
             raise
@@ -84,8 +84,12 @@ class Loop:
         """Runs one program."""
         settings = self.settings
         count, capacity = self.stepper.advise(settings.next_stop(progress.step) - progress.step)
-        with self._ledger.charge("data"):
-            chunk = self.feed.take(progress.step, count, capacity)
+        try:
+            with self._ledger.charge("data"):
+                chunk = self.feed.take(progress.step, count, capacity)
+        except Exception:  # the data's; what has been trained is not lost by it
+            self._save(progress)
+            raise
         if chunk is None:
             self._reason = self._reason or "the data is exhausted"
             return
@@ -93,7 +97,6 @@ class Loop:
             done, metrics = self.stepper.run(progress.step, chunk)
         progress.in_loop = self.stepper.decided
         for index in range(done):
-            self._skipped = 0
             self._count(progress, _at(metrics, index))
         progress.position = chunk.position_after(done)
         if done < chunk.count:
@@ -110,8 +113,7 @@ class Loop:
     def _meet(self, progress: Progress, chunk: Chunk, index: int, metrics: Mapping[str, float]) -> None:
         """Does what the settings say when an update was not applied since something in it was not finite."""
         error = self.explain(progress, chunk, index, metrics)
-        self._skipped += 1
-        if self.settings.non_finite == "stop" or self._skipped > _MOST_SKIPPED:
+        if self.settings.non_finite == "stop" or progress.skipped_last >= _MOST_SKIPPED:
             self.feed.return_from(chunk, index)
             self._save(progress)
             raise error

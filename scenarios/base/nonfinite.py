@@ -1,6 +1,6 @@
 """What is said, and kept, when a run meets a value that is not finite."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,6 @@ import numpy as np
 
 import modulekit as mk
 from modulekit.checkpoints import write_json
-from modulekit.core.randomness import default_stream
-from modulekit.core.variable import Variable
 
 FOLDER = "nonfinite"  # of a run's directory
 
@@ -51,23 +49,19 @@ def examine(
     metrics: Mapping[str, float],
     indices: np.ndarray[Any, Any] | None,
     batch: Any,
-    update: Callable[[Any], Any],
+    values: Mapping[str, Any],
     evaluate: Callable[[Any], Mapping[str, Any]] | None,
-    variables: Mapping[str, Variable],
-    used: Iterable[Variable],
     losses: Sequence[float],
 ) -> NonFiniteError:
-    """Returns the error for an update that gave values that are not finite, from running it once more without applying it.
+    """Returns the error for an update that gave values that are not finite.
 
     Args:
       step: the number of the update, the first one being 1.
       metrics: its metrics.
       indices: `[batch]`, the indices of its examples; None where they are not known.
       batch: its examples.
-      update: the update.
+      values: by path, of the variables if it were applied.
       evaluate: gives values per example, if the scenario has it.
-      variables: by path, those that the update writes.
-      used: these and all others that it uses.
       losses: of the updates before.
     """
     size = len(jax.tree.leaves(batch)[0])
@@ -78,10 +72,7 @@ def examine(
         for column in mk.jit(evaluate)(batch).values():
             bad |= ~np.isfinite(np.asarray(column))
     samples = sorted({int(index) for index in names[bad]})
-    known = dict.fromkeys([*variables.values(), *used, *default_stream().variables])
-    pure, values = mk.functionalize(update, list(known))
-    _, new = jax.jit(pure)(values, batch)
-    broken = [path for path, value in zip(variables, new, strict=False) if not np.isfinite(np.asarray(value)).all()]
+    broken = [path for path, value in values.items() if not np.isfinite(np.asarray(value)).all()]
     values_text = ", ".join(f"{name} is {value}" for name, value in metrics.items() if not np.isfinite(value))
     values_text = values_text or "its metrics are finite, the new weights or slots are not"
     if samples:

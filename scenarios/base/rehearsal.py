@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import modulekit as mk
+from modulekit.data import Stream
+from scenarios.base.hooks import hook_states, set_hook_states
 from scenarios.base.result import Result
 from scenarios.base.run import Run
 
@@ -17,7 +19,8 @@ def rehearse(run: Run) -> Result:
     Args:
       run: the run; nothing is written in its directory.
     """
-    settings = run.settings
+    settings, memory = run.settings, hook_states(run.hooks)
+    position = run.examples.state() if isinstance(run.examples, Stream) else {}
     eval_data = None
     if run.eval_examples is not None:
         eval_data = run.eval_examples.take(slice(0, settings.eval_batch_size))
@@ -29,4 +32,7 @@ def rehearse(run: Run) -> Result:
         result = replace(run, settings=small, eval_data=eval_data)()
         replace(run, settings=small, eval_data=eval_data)()
         trial.rollback()
+    set_hook_states(run.hooks, memory)
+    if isinstance(run.examples, Stream) and run.examples.resumable:
+        run.examples.restore(position)
     return replace(result, save_dir=None)

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from modulekit.core.storage import store_arrays, stored_arrays
 from modulekit.data import Arrays
 from scenarios.base.feeding import Chunk
 from scenarios.base.run import Prepared, Run
+from scenarios.base.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def replay(run: Run, step: int) -> Replay:
                 "them: save more often, or give a pipeline of arrays"
             )
         if saved:
-            _go_to(prepared, step - 1)
+            _go_to(prepared, run.settings, step - 1)
         chunk = _take(prepared, step - 1, 1)
         done, metrics = prepared.stepper.run(step - 1, chunk)
     return Replay(
@@ -83,16 +85,26 @@ def replay(run: Run, step: int) -> Replay:
     )
 
 
-def _go_to(prepared: Prepared, step: int) -> None:
-    """Runs the steps between the restored state and a later one."""
-    at = prepared.progress.step
+def _go_to(prepared: Prepared, settings: Settings, step: int) -> None:
+    """Runs the steps between the restored state and a later one, and goes back where the run did."""
+    at, variables = prepared.progress.step, list(prepared.variables.values())
+    interval = settings.save_interval if settings.non_finite == "rollback" else None
+    anchor = None
     while at < step:
-        count, capacity = prepared.stepper.advise(step - at)
+        if interval is not None and at % interval == 0:
+            anchor = stored_arrays(variables)
+        count, capacity = prepared.stepper.advise(
+            step - at if interval is None else min(step, settings.next_stop(at)) - at
+        )
         chunk = _take(prepared, at, count, capacity)
         done, _ = prepared.stepper.run(at, chunk)
         skipped = done < chunk.count
         if skipped:
             prepared.feed.return_from(chunk, done + 1)
+            if anchor is not None:
+                store_arrays(variables, anchor)
+            elif interval is not None and prepared.saver is not None:
+                prepared.saver.roll_back(at + done)
         at += done + skipped
 
 

@@ -26,6 +26,7 @@ from scenarios.base.result import Result
 from scenarios.base.saving import Progress, Saver, open_store, saved_progress
 from scenarios.base.settings import Settings
 from scenarios.base.stepping import Stepper
+from scenarios.base.stopping import LeftAtOnce
 
 Function = Callable[..., Any]
 
@@ -109,7 +110,7 @@ class Run:
             if settings.directory is not None and restore:
                 self._check_held(stepper, variables)
                 store = open_store(settings.directory, settings)
-                closing.callback(store.close)
+                closing.push(lambda kind, error, at: None if isinstance(error, LeftAtOnce) else store.close())
                 saver = Saver(store, variables, ties_by_path(kept_parts), self.identity(), self.hooks)
                 restored = saver.restore(settings.steps, step)
                 if restored is not None:
@@ -193,14 +194,11 @@ class Run:
         """Returns the error for an update that gave values that are not finite, from its chunk and its place there."""
         stepper = prepared.stepper
         held = {v: path for path, v in prepared.variables.items()}
-        written = {held.get(v, v.name): v for v in stepper.variables}
-        used = [*stepper.footprint.reads, *stepper.footprint.writes]
+        values = stepper.attempt(progress.step, chunk, index)
+        written = {held.get(v, v.name): value for v, value in zip(stepper.variables, values, strict=True)}
         indices = None if chunk.indices is None else chunk.indices[index]
         batch = chunk.batch(index)
-        error = examine(
-            progress.step + 1, metrics, indices, batch, stepper.replay(progress.step), self.evaluate, written, used,
-            progress.losses,
-        )  # fmt: skip
+        error = examine(progress.step + 1, metrics, indices, batch, written, self.evaluate, progress.losses)
         if self.settings.directory is not None:
             folder = keep(error, metrics, indices, batch, self.settings.directory)
             error.add_note(f"its examples and the losses before it are in {folder}")

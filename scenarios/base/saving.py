@@ -4,6 +4,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ class Progress:
 
     def __post_init__(self) -> None:
         self.losses = deque(self.losses, maxlen=REMEMBERED)  # read back, it is a list
+
+    @property
+    def skipped_last(self) -> int:
+        """The number of updates in a row, up to the current step, that were not applied."""
+        steps = range(self.step, 0, -1)
+        return sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(steps, reversed(self.skipped), strict=False))
+        )
 
     def add(self, metrics: Mapping[str, float] | None, log_interval: int) -> dict[str, float] | None:
         """Counts one update, None for one that was not applied; returns the row of the history that it completes, if any."""

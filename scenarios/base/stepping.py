@@ -6,8 +6,9 @@ CPU by an order of magnitude), so which form runs is decided by measuring the us
 result: both compute the same function of (weights, step).
 
 An update is not applied if its metrics, the new weights or the optimizers' slots are not finite: all variables stay
-those before it, and the program ends there. The fast loop only notices that something went wrong; a careful one,
-compiled when that happens, then runs the same steps again and stops at the right one.
+those before it. The loop only notices that something went wrong; the same steps are then run again one by one, up to
+that one. No program chooses between old values and new ones: that would change how XLA fuses the arithmetic before it,
+and with it the last bits, so that the two forms would differ.
 """
 
 import functools
@@ -84,8 +85,7 @@ class Stepper:
             found.writes.update({stream.key: None, stream.counter: None})
         known = found.copy()
         self._many = mk.jit(self._run_many, donate=False, known=known)  # the arrays before are needed if it fails
-        self._carefully = mk.jit(self._run_carefully, known=known)
-        self._one = mk.jit(self._run_one, known=known)
+        self._one = mk.jit(self._run_one, donate=False, known=known)
         return found
 
     @property
@@ -94,14 +94,14 @@ class Stepper:
         stream = default_stream()
         return [v for v in self.footprint.writes if v is not stream.key and v is not stream.counter]
 
-    def replay(self, step: int) -> Callable[[Any], Any]:
-        """Returns the update with the random numbers of step `step`, 0 being the first."""
-
-        def update(batch: Any) -> Any:
-            self._restart_stream(step)
-            return self._update(batch)
-
-        return update
+    def attempt(self, step: int, chunk: Chunk, index: int) -> list[Any]:
+        """Returns the values that a step, at a place in a chunk, would give `variables`, which stay as they are."""
+        variables = self.variables
+        before = stored_arrays(variables)
+        self._one(chunk.source, chunk.rows[index], np.int32(step))
+        after = stored_arrays(variables)
+        store_arrays(variables, before)
+        return after
 
     def advise(self, remaining: int) -> tuple[int, int]:
         """Returns how many steps to run in the next call, and how many the program for it could run."""
@@ -122,26 +122,34 @@ class Stepper:
         """
         count, in_loop = chunk.count, len(chunk.rows) > 1
         began = perf_counter()
-        if in_loop:
-            done, metrics = self._run_loop(chunk, step)
-        else:
-            done, metrics = self._one(chunk.source, chunk.rows[0], np.int32(step))
-        done = int(done)
+        done, metrics = self._run_loop(chunk, step) if in_loop else self._run_one_by_one(chunk, step)
         values = {name: np.asarray(column)[: min(done + 1, count)] for name, column in metrics.items()}
         if in_loop == self.in_loop:
             self._learn((perf_counter() - began) / count)
         return done, values
 
-    def _run_loop(self, chunk: Chunk, step: int) -> tuple[Any, dict[str, Any]]:
+    def _run_loop(self, chunk: Chunk, step: int) -> tuple[int, dict[str, Any]]:
         """Runs many steps; if a value went wrong on the way, runs them again from the start, looking at each."""
         variables, count = self.variables, chunk.count
         before = stored_arrays(variables)
-        arguments = (chunk.source, chunk.rows, np.int32(step), np.int32(count))
-        sound, metrics = self._many(*arguments)
+        sound, metrics = self._many(chunk.source, chunk.rows, np.int32(step), np.int32(count))
         if sound:
             return count, metrics
         store_arrays(variables, before)
-        return self._carefully(*arguments)
+        return self._run_one_by_one(chunk, step)
+
+    def _run_one_by_one(self, chunk: Chunk, step: int) -> tuple[int, dict[str, Any]]:
+        """Runs steps up to the first that is not finite, and takes that one back."""
+        variables, done, rows = self.variables, 0, []
+        for row in chunk.rows[: chunk.count]:
+            before = stored_arrays(variables)
+            finite, metrics = self._one(chunk.source, row, np.int32(step + done))
+            rows.append(metrics)
+            if not finite:
+                store_arrays(variables, before)
+                break
+            done += 1
+        return done, {name: np.stack([metrics[name] for metrics in rows]) for name in self._names}
 
     def _learn(self, seconds: float) -> None:
         """Takes note of a call's time per step; the first call of each form compiles and does not count."""
@@ -166,17 +174,7 @@ class Stepper:
 
     # The programs.
 
-    def _step(self, source: Any, row: Any, step: Any) -> tuple[Any, dict[str, Any]]:
-        """Runs one update, unless its values turn out not to be finite; returns whether they are, and the metrics."""
-        variables = self.variables
-        before = [v.current() for v in variables]
-        metrics = self._plain_step(source, row, step)
-        finite = _all_finite((*metrics.values(), *self._guarded()))
-        for variable, old in zip(variables, before, strict=True):
-            variable.assign(jnp.where(finite, variable.current(), old))
-        return finite, metrics
-
-    def _plain_step(self, source: Any, row: Any, step: Any) -> dict[str, Any]:
+    def _step(self, source: Any, row: Any, step: Any) -> dict[str, Any]:
         self._restart_stream(step)
         metrics = checked_metrics(self._update(jax.tree.map(lambda array: array[row], source)))
         return {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
@@ -193,32 +191,21 @@ class Stepper:
             default_stream().restart(jax.random.fold_in(jax.random.key(self._seed), step))
 
     def _run_one(self, source: Any, row: Any, step: Any) -> tuple[Any, dict[str, Any]]:
-        finite, metrics = self._step(source, row, step)
-        return finite.astype(jnp.int32), {name: value[None] for name, value in metrics.items()}
+        """Runs one step; returns whether all went well, and the metrics."""
+        metrics = self._step(source, row, step)
+        return _all_finite((*metrics.values(), *self._guarded())), metrics
 
     def _run_many(self, source: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
         """Runs `count` steps unless a metric is not finite; returns whether all went well, and the metrics."""
 
         def body(state: Any) -> Any:
             index, _, columns = state
-            metrics = self._plain_step(source, rows[index], first + index)
+            metrics = self._step(source, rows[index], first + index)
             columns = {name: column.at[index].set(metrics[name]) for name, column in columns.items()}
             return index + 1, _all_finite(metrics.values()), columns
 
         _, finite, columns = self._loop(body, rows, count)
         return finite & _all_finite(self._guarded()), columns
-
-    def _run_carefully(self, source: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
-        """Runs steps up to the first that is not finite; returns how many were applied, and the metrics."""
-
-        def body(state: Any) -> Any:
-            index, _, columns = state
-            finite, metrics = self._step(source, rows[index], first + index)
-            columns = {name: column.at[index].set(metrics[name]) for name, column in columns.items()}
-            return index + finite.astype(jnp.int32), finite, columns
-
-        done, _, columns = self._loop(body, rows, count)
-        return done, columns
 
     def _loop(self, body: Callable[[Any], Any], rows: Any, count: Any) -> Any:
         columns = {name: jnp.zeros([rows.shape[0]], jnp.float32) for name in self._names}

@@ -16,6 +16,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_FILE = "STOP"
 
 
+class LeftAtOnce(KeyboardInterrupt):
+    """A second Ctrl-C: nothing more is waited for, not even a state that is being written."""
+
+
 class Stopping:
     """Context that holds back signals, and tells whether the run is to end. Outside the main thread it hears no signal.
 
@@ -46,7 +50,7 @@ class Stopping:
         if self.received is None:
             self.received = number
         elif number == signal.SIGINT:
-            raise KeyboardInterrupt("a second signal: the run ended at once, without saving")
+            raise LeftAtOnce("a second signal: the run ended at once, without saving")
 
     def reason(self) -> str | None:
         """Returns why the run is to end, None if it is not."""
