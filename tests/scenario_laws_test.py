@@ -198,6 +198,7 @@ def test_parameters_count_each_shared_weight_once() -> None:
         "two_optimizers": 2 * 3 + 3 + 3 * 1 + 1,
         "only_update": 0,
         "uneven_sizes": 4 * 2 + 2,
+        "wrapped_optimizers": 4 * 2 + 2,
     }
 
 
