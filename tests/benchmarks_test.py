@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.benchmarks import step_overhead, timing, transform_overhead
+from tests.benchmarks import run_overhead, step_overhead, timing, transform_overhead
+
+
+def test_the_contenders_for_a_run_all_train_and_say_how_long_a_step_takes() -> None:
+    data = run_overhead.made_data(run_overhead.SMALL[0], 200)
+    seconds = [
+        run_overhead.scenario(data, run_overhead.SMALL, 40, 10),
+        run_overhead.step_loop(data, run_overhead.SMALL, 40),
+        run_overhead.scan_loop(data, run_overhead.SMALL, 40, length=10),
+    ]
+    assert all(0 < value < 1 for value in seconds)
 
 
 @pytest.mark.parametrize("depth", [3, 8])
