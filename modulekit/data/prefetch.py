@@ -89,24 +89,27 @@ class Prefetch:
         self._end = weakref.finalize(self, self._queue.close)
         self._thread.start()
 
-    def take(self, limit: int, then: int | None = None) -> Group:
+    def take(self, limit: int, then: int | None = None, least: int | None = None) -> Group:
         """Returns the next batches, waiting for them if need be.
 
         Args:
           limit: the most batches to return; there are fewer where a group was laid out smaller, or ends because the
             next batch has another shape.
+          least: how many to wait for; `limit` if None.
           then: the number of batches that the next calls will want, if not that of before.
 
         Returns:
           A group of 1 .. limit batches.
 
         Raises:
-          ValueError: if limit or then is below 1.
+          ValueError: if limit, then or least is below 1.
           RuntimeError: after `close`.
           Exception: what the stream raised, when all batches before that are taken; `StopIteration` at its end.
         """
         then = None if then is None else checked_integer("then", then, 1)
-        group = self._queue.take(checked_integer("limit", limit, 1), then)
+        limit = checked_integer("limit", limit, 1)
+        least = limit if least is None else min(limit, checked_integer("least", least, 1))
+        group = self._queue.take(limit, then, least)
         self.state = group.state_after
         return group
 
@@ -219,12 +222,12 @@ class _Queue:
 
     # The reader's side.
 
-    def take(self, limit: int, then: int | None) -> Group:
+    def take(self, limit: int, then: int | None, least: int) -> Group:
         """Takes batches from the first block, once it has enough or will have no more."""
         with self._changed:
             if then is not None:
                 self._group = then
-            self._changed.wait_for(lambda: self._is_closed or self._is_ready(limit))
+            self._changed.wait_for(lambda: self._is_closed or self._is_ready(least))
             if self._is_closed:
                 raise RuntimeError("take() was called after close(): make a new Prefetch, of a stream at its `state`")
             if not self._blocks and self._error is not None:
@@ -234,10 +237,10 @@ class _Queue:
             self._changed.notify_all()
             return group
 
-    def _is_ready(self, limit: int) -> bool:
+    def _is_ready(self, least: int) -> bool:
         if not self._blocks:
             return self._error is not None
-        return self._blocks[0].is_sealed or self._blocks[0].available >= limit
+        return self._blocks[0].is_sealed or self._blocks[0].available >= least
 
     def _drop_spent(self) -> None:
         while self._blocks and self._blocks[0].is_sealed and not self._blocks[0].available:

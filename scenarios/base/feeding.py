@@ -5,8 +5,9 @@ where all examples are on the device, `source` is all of them and a row lists th
 host, `source` is a stack of batches and a row the number of one.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
@@ -18,6 +19,7 @@ from modulekit.data import Arrays, Group, IndexedBatches, Prefetch, Stream, batc
 Indices = np.ndarray[Any, Any]
 
 _STACK = 2**22  # bytes of a stack of batches; a large one costs more memory traffic than calls
+_MOST = 500  # batches of a stack
 _SHARE = 0.5  # of the device's free memory that examples may take
 
 
@@ -56,6 +58,9 @@ class Feed(Protocol):
     def take(self, step: int, count: int, capacity: int) -> Chunk | None:
         """Returns the examples of up to `count` steps from `step` on, with `capacity` rows; None where there are no more."""
 
+    def prepare(self) -> None:
+        """Gets ready for the next chunk, while the program with the last one runs."""
+
     def return_from(self, chunk: Chunk, index: int) -> None:
         """Takes back the examples of the steps of a chunk from `index` on, which did not run."""
 
@@ -78,6 +83,9 @@ class Resident:
         rows[:count] = indices
         return Chunk(count, self._source, rows, indices)
 
+    def prepare(self) -> None:
+        """Does nothing: all is there."""
+
     def return_from(self, chunk: Chunk, index: int) -> None:
         """Does nothing: the step says what comes next."""
 
@@ -87,6 +95,8 @@ class Resident:
 
 class Fed:
     """Batches come from the host, drawn ahead by a thread, and are put on the device in stacks.
+
+    The next stack is put there while the program with the last batches of this one runs.
 
     Args:
       stream: the batches.
@@ -100,75 +110,86 @@ class Fed:
     def __init__(self, stream: Stream, indices: Callable[[int, int], Indices] | None = None) -> None:
         self._indices = indices
         self._prefetch = Prefetch(stream, group=1)
-        self._before = self._prefetch.state
+        before = self._prefetch.state
         try:
-            self._waiting = [self._prefetch.take(1)]
+            first = self._prefetch.take(1)
         except StopIteration:
             raise ValueError(f"the data has no batch: {stream.describe()}") from None
-        first = self._waiting[0].arrays
-        self.batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), first)
-        size = sum(array.nbytes for array in jax.tree.leaves(first))
-        self._most = max(1, _STACK // max(size, 1))
-        self._taken = self._waiting[0]
+        self.batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), first.arrays)
+        size = sum(array.nbytes for array in jax.tree.leaves(first.arrays))
+        self._most = min(_MOST, max(1, _STACK // max(size, 1)))
+        self._stack: _Stack | None = self._stacked(first, before)
+        self._next: _Stack | None = None
 
     def take(self, step: int, count: int, capacity: int) -> Chunk | None:
-        """Returns the next batches: fewer than `count` where they have been stacked so, or the next has another shape."""
-        capacity = min(capacity, self._most)
-        group = self._next(min(count, capacity), capacity)
-        if group is None:
+        """Returns the next batches: fewer than `count` where the stack ends, or the next batch has another shape."""
+        if self._stack is not None and not self._stack.left:
+            self._stack, self._next = self._next or self._load(), None
+        if self._stack is None:
             return None
-        if capacity > 1 and self._is_odd(group):
-            capacity = 1
-            group, rest = _split(group, 1)
-            self._waiting[:0] = rest
-        self._taken = group
-        source = jax.tree.map(lambda array: jnp.asarray(_padded(array, capacity)), group.arrays)
-        rows = np.arange(capacity, dtype=np.int32)
-        if self._indices is not None:
-            return Chunk(group.count, source, rows, self._indices(step, group.count))
-        positions = [self._before, *group.states]
-        self._before = group.state_after
-        return Chunk(group.count, source, rows, None, positions)
+        capacity = 1 if self._stack.is_odd else capacity
+        chunk = self._stack.take(min(count, capacity), capacity)
+        if self._indices is None:
+            return chunk
+        return replace(chunk, indices=self._indices(step, chunk.count), positions=())
 
-    def _next(self, count: int, capacity: int) -> Group | None:
-        try:
-            group = self._waiting.pop(0) if self._waiting else self._prefetch.take(count, then=capacity)
-        except StopIteration:
-            return None
-        group, rest = _split(group, count)
-        self._waiting[:0] = rest
-        return group
-
-    def _is_odd(self, group: Group) -> bool:
-        specs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), group.arrays)
-        return bool(specs != self.batch)
+    def prepare(self) -> None:
+        """Puts the next stack on the device, if this one is used up."""
+        if self._stack is not None and not self._stack.left and self._next is None:
+            with contextlib.suppress(Exception):  # the data's, raised again by `take`: the steps that ran still count
+                self._next = self._load()
 
     def return_from(self, chunk: Chunk, index: int) -> None:
         """Keeps the batches that did not run for the next chunk."""
-        _, rest = _split(self._taken, index)
-        self._waiting[:0] = rest
-        self._before = chunk.position_after(index)
+        if self._stack is not None:
+            self._stack.taken -= chunk.count - index
 
     def close(self) -> None:
         """Ends the thread."""
         self._prefetch.close()
 
+    def _load(self) -> "_Stack | None":
+        """Returns the next stack: what has been drawn so far, so that slow data holds up no step that could run."""
+        before = self._prefetch.state
+        try:
+            return self._stacked(self._prefetch.take(self._most, then=self._most, least=1), before)
+        except StopIteration:
+            return None
 
-def _split(group: Group, count: int) -> tuple[Group, list[Group]]:
-    """Returns the first `count` batches, and a list of a group with the others if there are any."""
-    if count >= group.count:
-        return group, []
-    parts = [(slice(None, count), group.states[:count]), (slice(count, None), group.states[count:])]
-    first, rest = (Group(jax.tree.map(lambda a, rows=rows: a[rows], group.arrays), states) for rows, states in parts)
-    return first, [rest]
+    def _stacked(self, group: Group, before: Any) -> "_Stack":
+        specification = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), group.arrays)
+        is_odd = bool(specification != self.batch)
+        size = group.count if is_odd else self._most
+        source = jax.tree.map(lambda array: jnp.asarray(_padded(array, size)), group.arrays)
+        return _Stack(source, [before, *group.states], is_odd)
 
 
-def _padded(array: Any, capacity: int) -> Any:
-    if len(array) == capacity:
+@dataclass
+class _Stack:
+    """Batches on the device, and how many of them have been taken."""
+
+    source: Any
+    positions: list[Any]
+    is_odd: bool
+    taken: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.positions) - 1 - self.taken
+
+    def take(self, count: int, capacity: int) -> Chunk:
+        count, first = min(count, self.left), self.taken
+        self.taken += count
+        rows = np.zeros(capacity, np.int32)
+        rows[:count] = np.arange(first, first + count)
+        return Chunk(count, self.source, rows, None, self.positions[first : first + count + 1])
+
+
+def _padded(array: Any, size: int) -> Any:
+    if len(array) == size:
         return array
-    padded = np.empty((capacity, *array.shape[1:]), array.dtype)
+    padded = np.zeros((size, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
-    padded[len(array) :] = 0
     return padded
 
 

@@ -94,7 +94,7 @@ class Loop:
             self._reason = self._reason or "the data is exhausted"
             return
         with self._ledger.charge("stepping"):
-            done, metrics = self.stepper.run(progress.step, chunk)
+            done, metrics = self.stepper.run(progress.step, chunk, self.feed.prepare)
         progress.in_loop = self.stepper.decided
         for index in range(done):
             self._count(progress, _at(metrics, index))

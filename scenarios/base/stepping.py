@@ -109,12 +109,13 @@ class Stepper:
             return 1, 1
         return max(1, min(remaining, self._pace, self._capacity)), self._capacity
 
-    def run(self, step: int, chunk: Chunk) -> tuple[int, Metrics]:
+    def run(self, step: int, chunk: Chunk, meanwhile: Callable[[], None] = lambda: None) -> tuple[int, Metrics]:
         """Runs the steps from `step` on.
 
         Args:
           step: the number of the first step, 0 being the first of the run.
           chunk: the examples of each step.
+          meanwhile: is called while the program runs.
 
         Returns:
           `(done, metrics)`: the number of steps applied, and arrays `[min(done + 1, count)]` of the metrics of each. If
@@ -122,29 +123,32 @@ class Stepper:
         """
         count, in_loop = chunk.count, len(chunk.rows) > 1
         began = perf_counter()
-        done, metrics = self._run_loop(chunk, step) if in_loop else self._run_one_by_one(chunk, step)
+        run = self._run_loop if in_loop else self._run_one_by_one
+        done, metrics = run(chunk, step, meanwhile)
         values = {name: np.asarray(column)[: min(done + 1, count)] for name, column in metrics.items()}
         if in_loop == self.in_loop:
             self._learn((perf_counter() - began) / count)
         return done, values
 
-    def _run_loop(self, chunk: Chunk, step: int) -> tuple[int, dict[str, Any]]:
+    def _run_loop(self, chunk: Chunk, step: int, meanwhile: Callable[[], None]) -> tuple[int, dict[str, Any]]:
         """Runs many steps; if a value went wrong on the way, runs them again from the start, looking at each."""
         variables, count = self.variables, chunk.count
         before = stored_arrays(variables)
         sound, metrics = self._many(chunk.source, chunk.rows, np.int32(step), np.int32(count))
+        meanwhile()
         if sound:
             return count, metrics
         store_arrays(variables, before)
-        return self._run_one_by_one(chunk, step)
+        return self._run_one_by_one(chunk, step, lambda: None)
 
-    def _run_one_by_one(self, chunk: Chunk, step: int) -> tuple[int, dict[str, Any]]:
+    def _run_one_by_one(self, chunk: Chunk, step: int, meanwhile: Callable[[], None]) -> tuple[int, dict[str, Any]]:
         """Runs steps up to the first that is not finite, and takes that one back."""
         variables, done, rows = self.variables, 0, []
         for row in chunk.rows[: chunk.count]:
             before = stored_arrays(variables)
             finite, metrics = self._one(chunk.source, row, np.int32(step + done))
             rows.append(metrics)
+            meanwhile()
             if not finite:
                 store_arrays(variables, before)
                 break
