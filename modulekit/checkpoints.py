@@ -6,6 +6,7 @@ behind is ignored. Array names, shapes and dtypes stand in the record; orbax see
 in the background: its arrays are copied first, so that training goes on at once.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -64,7 +65,7 @@ class CheckpointStore:
         self._preservation = _Preservation(keep, keep_best, best, anchor_interval)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._preservation, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self._preservation.scores = {step: self._whole_record(step).get("score") for step in self._manager.all_steps()}
+        self._preservation.scores = self._scores()
         self._writer: threading.Thread | None = None
         self._written: list[int] = []
         self._error: BaseException | None = None
@@ -72,7 +73,7 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """Returns the numbers of all complete states, in order."""
         self.wait()
-        return sorted(self._manager.all_steps())
+        return sorted(step for step in self._manager.all_steps() if step in self._preservation.scores)
 
     def latest(self) -> int | None:
         """Returns the number of the newest complete state, None if there is none."""
@@ -186,6 +187,14 @@ class CheckpointStore:
             self.wait()
         finally:
             self._manager.close()
+
+    def _scores(self) -> dict[int, float | None]:
+        """Returns the scores of the states on disk, without those that a process was deleting when it was killed."""
+        scores: dict[int, float | None] = {}
+        for step in self._manager.all_steps():
+            with contextlib.suppress(KeyError, ValueError, OSError):
+                scores[step] = self._whole_record(step).get("score")
+        return scores
 
     def _check_there(self, step: int) -> None:
         steps = self.steps()

@@ -1,5 +1,6 @@
 """Where in the user's code something happened, and in which order."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -12,7 +13,7 @@ import jax
 
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
-_skipped = [_LIBRARY + os.sep, _JAX + os.sep, "<frozen", "<string>"]
+_skipped = [_LIBRARY + os.sep, _JAX + os.sep, contextlib.__file__, "<frozen", "<string>"]
 
 
 class Origin(NamedTuple):
