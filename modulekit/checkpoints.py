@@ -11,6 +11,7 @@ import json
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +68,7 @@ class CheckpointStore:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._preservation.scores = self._scores()
         self._writer: threading.Thread | None = None
-        self._written: list[int] = []
+        self._written: deque[int] = deque()  # filled by the thread that writes
         self._error: BaseException | None = None
 
     def steps(self) -> list[int]:
@@ -140,9 +141,7 @@ class CheckpointStore:
 
     def written(self) -> list[int]:
         """Returns the numbers of the states that have become complete since it was last asked. It does not wait."""
-        count = len(self._written)
-        done, self._written = self._written[:count], self._written[count:]
-        return done
+        return [self._written.popleft() for _ in range(len(self._written))]
 
     def record(self, step: int) -> dict[str, Any]:
         """Returns the record of a state, without reading its arrays.

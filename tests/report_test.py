@@ -12,8 +12,9 @@ import pytest
 from references import normal
 
 from modulekit import metrics
+from scenarios.base.strict_json import in_json
 from scenarios.evaluation import Evaluate, Report
-from scenarios.evaluation.tables import cell, in_json, table
+from scenarios.evaluation.tables import cell, table
 
 SIZE, CLASSES = 30, 4
 IMAGES = np.random.default_rng(0).uniform(size=(SIZE, 6, 5, 1)).astype(np.float32)

@@ -21,7 +21,7 @@ from scenarios.base.settings import Settings
 from scenarios.base.sizes import bytes_of, free_bytes
 from scenarios.base.stepping import Metrics, Stepper
 
-_PROGRAMS = 12  # at most, of updates
+_PROGRAMS = 24  # at most, of updates
 _ENOUGH = 0.5  # seconds of updates
 _MOST = 20.0  # seconds of updates, when it is not yet known which form is the faster
 _BATCHES = 2  # of evaluation
@@ -57,7 +57,7 @@ class Pace:
         """Runs programs until their time is known."""
         began = perf_counter()
         for _ in range(_PROGRAMS):
-            count, capacity = self._stepper.advise(2**30)
+            count, capacity = self._stepper.pacing.advise(2**30)
             start = perf_counter()
             chunk = self._take(self.step, count, capacity)
             if chunk is None:
@@ -75,14 +75,14 @@ class Pace:
                 break
 
     def _is_known(self, seconds: float) -> bool:
-        calls = self._calls[self._stepper.in_loop]
-        decided = not self._measures or self._stepper.decided is not None
+        calls = self._calls[self._stepper.pacing.in_loop]
+        decided = not self._measures or self._stepper.pacing.decided is not None
         return len(calls) > 1 and (seconds > _MOST or (decided and len(calls) > 3 and seconds > _ENOUGH))
 
     @property
     def per_update(self) -> float | None:
         """Seconds of an update, waiting for its data included, in the longest programs; None where it is not known."""
-        calls = self._calls[self._stepper.in_loop][1:]
+        calls = self._calls[self._stepper.pacing.in_loop][1:]
         longest = max((count for count, _ in calls), default=0)
         times = [seconds / count for count, seconds in calls if count == longest]
         return median(times) if times else None

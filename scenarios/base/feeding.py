@@ -18,7 +18,7 @@ from modulekit.data import Arrays, Group, IndexedBatches, Prefetch, Stream, batc
 
 Indices = np.ndarray[Any, Any]
 
-_STACK = 2**22  # bytes of a stack of batches; a large one costs more memory traffic than calls
+_STACK = 2**24  # bytes of a stack of batches: many steps a call, and little memory
 _MOST = 500  # batches of a stack
 _SHARE = 0.5  # of the device's free memory that examples may take
 

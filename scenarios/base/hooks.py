@@ -1,7 +1,6 @@
 """Hooks: functions that hear the events of a run, and may ask it to stop. They set no flags on models or loops."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from scenarios.base.events import Event, Finished, Progressed, Started
+from scenarios.base.strict_json import in_json
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class JsonLines:
         if self._file is None:
             return
         content = {"event": type(event).__name__.lower(), **asdict(event), "time": round(time.time(), 3)}
-        self._file.write(json.dumps(_in_json(content), default=str, allow_nan=False) + "\n")
+        self._file.write(json.dumps(in_json(content), default=str, allow_nan=False) + "\n")
         self._file.flush()
         if isinstance(event, Finished):
             self._file.close()
@@ -90,12 +90,6 @@ class JsonLines:
         temporary = self._path.with_name(f".{self._path.name}")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self._path)
-
-
-def _in_json(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _in_json(value) for key, value in content.items()}
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _step_of(line: str) -> float:

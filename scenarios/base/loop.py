@@ -83,7 +83,7 @@ class Loop:
     def _advance(self, progress: Progress) -> None:
         """Runs one program."""
         settings = self.settings
-        count, capacity = self.stepper.advise(settings.next_stop(progress.step) - progress.step)
+        count, capacity = self.stepper.pacing.advise(settings.next_stop(progress.step) - progress.step)
         try:
             with self._ledger.charge("data"):
                 chunk = self.feed.take(progress.step, count, capacity)
@@ -95,7 +95,7 @@ class Loop:
             return
         with self._ledger.charge("stepping"):
             done, metrics = self.stepper.run(progress.step, chunk, self.feed.prepare)
-        progress.in_loop = self.stepper.decided
+        progress.in_loop = self.stepper.pacing.decided
         for index in range(done):
             self._count(progress, _at(metrics, index))
         progress.position = chunk.position_after(done)

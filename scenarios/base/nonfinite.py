@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import modulekit as mk
 from modulekit.checkpoints import write_json
 
 FOLDER = "nonfinite"  # of a run's directory
@@ -61,7 +60,7 @@ def examine(
       indices: `[batch]`, the indices of its examples; None where they are not known.
       batch: its examples.
       values: by path, of the variables if it were applied.
-      evaluate: gives values per example, if the scenario has it.
+      evaluate: gives values per example, compiled, if the scenario has it.
       losses: of the updates before.
     """
     size = len(jax.tree.leaves(batch)[0])
@@ -69,7 +68,7 @@ def examine(
     bad, in_data = _bad_examples(batch, size), True
     if not bad.any() and evaluate is not None:
         in_data = False
-        for column in mk.jit(evaluate)(batch).values():
+        for column in evaluate(batch).values():
             bad |= ~np.isfinite(np.asarray(column))
     samples = sorted({int(index) for index in names[bad]})
     broken = [path for path, value in values.items() if not np.isfinite(np.asarray(value)).all()]

@@ -77,7 +77,7 @@ def repeat(run: Run, steps: int) -> Repetition:
     progress = Progress()
     with apart.prepared() as prepared:
         while progress.step < count:
-            limit, capacity = prepared.stepper.advise(count - progress.step)
+            limit, capacity = prepared.stepper.pacing.advise(count - progress.step)
             chunk = prepared.feed.take(progress.step, limit, capacity)
             if chunk is None:
                 break

@@ -93,7 +93,7 @@ def _go_to(prepared: Prepared, settings: Settings, step: int) -> None:
     while at < step:
         if interval is not None and at % interval == 0:
             anchor = stored_arrays(variables)
-        count, capacity = prepared.stepper.advise(
+        count, capacity = prepared.stepper.pacing.advise(
             step - at if interval is None else min(step, settings.next_stop(at)) - at
         )
         chunk = _take(prepared, at, count, capacity)

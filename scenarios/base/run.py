@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import modulekit as mk
 from modulekit.averaging import WeightAverage
-from modulekit.checkpoints import check_writable
+from modulekit.checkpoints import CheckpointStore, check_writable
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 from modulekit.data import Arrays, Pipeline, Stream, batch_indices, stream
@@ -23,7 +24,7 @@ from scenarios.base.nonfinite import NonFiniteError, examine, keep
 from scenarios.base.parts import ties_by_path, variables_by_path
 from scenarios.base.progress import progress_hook
 from scenarios.base.result import Result
-from scenarios.base.saving import Progress, Saver, open_store, saved_progress
+from scenarios.base.saving import Progress, Saver, holds_states, open_store, progress_in
 from scenarios.base.settings import Settings
 from scenarios.base.stepping import Stepper
 from scenarios.base.stopping import LeftAtOnce
@@ -98,7 +99,10 @@ class Run:
         with ExitStack() as closing:
             closing.callback(default.key.assign, kept[0])
             closing.callback(default.counter.assign, kept[1])
-            progress, saver = saved_progress(settings, step) if restore else Progress(), None
+            store, saver, progress = None, None, Progress()
+            if restore and settings.directory is not None and holds_states(settings.directory):
+                store = self._opened(settings.directory, closing)
+                progress = progress_in(store, step)
             feed = self._feed(progress)
             closing.callback(feed.close)
             stepper = self._stepper(feed, None)
@@ -109,8 +113,7 @@ class Run:
             variables = variables_by_path(kept_parts)
             if settings.directory is not None and restore:
                 self._check_held(stepper, variables)
-                store = open_store(settings.directory, settings)
-                closing.push(lambda kind, error, at: None if isinstance(error, LeftAtOnce) else store.close())
+                store = store or self._opened(settings.directory, closing)
                 saver = Saver(store, variables, ties_by_path(kept_parts), self.identity(), self.hooks)
                 restored = saver.restore(settings.steps, step)
                 if restored is not None:
@@ -118,6 +121,12 @@ class Run:
                     if settings.steps_per_call is None:
                         stepper = self._stepper(feed, progress.in_loop)
             yield Prepared(feed, stepper, self._evaluator(), saver, variables, progress)
+
+    def _opened(self, directory: Path, closing: ExitStack) -> CheckpointStore:
+        """Opens the store of states, to be closed at the end: at once where the user has left at once."""
+        store = open_store(directory, self.settings)
+        closing.push(lambda kind, error, at: None if isinstance(error, LeftAtOnce) else store.close())
+        return store
 
     def identity(self) -> dict[str, Any]:
         """Returns what the run is made of."""
@@ -150,6 +159,11 @@ class Run:
         """The scenario's evaluation as a function of a batch, None if it has none."""
         method = self.method("evaluate")
         return None if method is None else functools.partial(method, **self.parts)
+
+    @functools.cached_property
+    def _evaluate_batch(self) -> Function | None:
+        """The evaluation of the examples of an update that was not finite, compiled once."""
+        return None if self.evaluate is None else mk.jit(self.evaluate)
 
     def _feed(self, saved: Progress) -> Feed:
         """Returns what brings the examples, from where the saved run stands."""
@@ -198,7 +212,7 @@ class Run:
         written = {held.get(v, v.name): value for v, value in zip(stepper.variables, values, strict=True)}
         indices = None if chunk.indices is None else chunk.indices[index]
         batch = chunk.batch(index)
-        error = examine(progress.step + 1, metrics, indices, batch, written, self.evaluate, progress.losses)
+        error = examine(progress.step + 1, metrics, indices, batch, written, self._evaluate_batch, progress.losses)
         if self.settings.directory is not None:
             folder = keep(error, metrics, indices, batch, self.settings.directory)
             error.add_note(f"its examples and the losses before it are in {folder}")

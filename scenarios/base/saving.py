@@ -92,6 +92,11 @@ class Progress:
         return {**asdict(self), "losses": list(self.losses)}
 
 
+def holds_states(directory: Path) -> bool:
+    """Returns whether a run has a store of saved states in its directory."""
+    return (directory / STATES).is_dir()
+
+
 def open_store(directory: Path, settings: Settings) -> CheckpointStore:
     """Opens the store of saved states in a run's directory."""
     anchor = settings.save_interval if settings.non_finite == "rollback" else None
@@ -100,16 +105,21 @@ def open_store(directory: Path, settings: Settings) -> CheckpointStore:
     )
 
 
-def saved_progress(settings: Settings, step: int | None = None) -> Progress:
-    """Returns how far the run in the directory is, as its newest state up to `step` says; nothing is made there."""
-    if settings.directory is None or not (settings.directory / STATES).is_dir():
+def saved_progress(settings: Settings) -> Progress:
+    """Returns how far the run in the directory is, as its newest state says; nothing is made there."""
+    if settings.directory is None or not holds_states(settings.directory):
         return Progress()
     store = open_store(settings.directory, settings)
     try:
-        newest = _newest(store, step)
-        return Progress() if newest is None else Progress(**store.record(newest)["progress"])
+        return progress_in(store)
     finally:
         store.close()
+
+
+def progress_in(store: CheckpointStore, step: int | None = None) -> Progress:
+    """Returns how far a run is, as the newest state up to `step` in its store says; without reading its arrays."""
+    newest = _newest(store, step)
+    return Progress() if newest is None else Progress(**store.record(newest)["progress"])
 
 
 def _newest(store: CheckpointStore, step: int | None) -> int | None:
@@ -120,7 +130,7 @@ class Saver:
     """Saves and restores a run.
 
     Args:
-      store: of its directory; a saver closes it.
+      store: of its directory.
       variables: by path: all that the run changes.
       ties: the first path of each tied variable, by its other paths.
       identity: what the run is made of.
@@ -223,10 +233,6 @@ class Saver:
             )
         for difference in changed:
             print(f"going on from {self.directory.parent}: {difference}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Waits for what is being written, and ends the storage's threads."""
-        self._store.close()
 
 
 def check_fits(

@@ -27,17 +27,13 @@ from modulekit.core.storage import store_arrays, stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint
 from scenarios.base.feeding import Chunk
+from scenarios.base.pacing import Pacing
 
 Metrics = dict[str, np.ndarray[Any, Any]]
 
-_LONGEST_CALL = 500  # steps; what must be uploaded and logged per call stays small
-_SECONDS_PER_CALL = 0.2  # so that progress moves and a signal is soon heard
-_SLOW_STEP = 2e-3  # seconds; below it the loop cannot lose anything that matters
-_CLEAR_GAIN = 0.8
-
 
 class Stepper:
-    """Runs an update many times.
+    """Runs an update many times; `pacing` says in which form, and how many steps a call should have.
 
     Args:
       update: a function of a batch that returns a dict of scalar metrics.
@@ -60,12 +56,7 @@ class Stepper:
         self._update = update
         self._slots = slots
         self._seed = seed
-        self._measures = steps_per_call is None and in_loop is None
-        self.in_loop = steps_per_call != 1 if in_loop is None else in_loop
-        self._capacity = steps_per_call or _LONGEST_CALL
-        self._paces = steps_per_call is None
-        self._pace = steps_per_call or 1
-        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.pacing = Pacing(steps_per_call, in_loop)
         self.footprint = self._examine(batch)
 
     def _examine(self, batch: Any) -> Footprint:
@@ -103,12 +94,6 @@ class Stepper:
         store_arrays(variables, before)
         return after
 
-    def advise(self, remaining: int) -> tuple[int, int]:
-        """Returns how many steps to run in the next call, and how many the program for it could run."""
-        if not self.in_loop:
-            return 1, 1
-        return max(1, min(remaining, self._pace, self._capacity)), self._capacity
-
     def run(self, step: int, chunk: Chunk, meanwhile: Callable[[], None] = lambda: None) -> tuple[int, Metrics]:
         """Runs the steps from `step` on.
 
@@ -126,8 +111,7 @@ class Stepper:
         run = self._run_loop if in_loop else self._run_one_by_one
         done, metrics = run(chunk, step, meanwhile)
         values = {name: np.asarray(column)[: min(done + 1, count)] for name, column in metrics.items()}
-        if in_loop == self.in_loop:
-            self._learn((perf_counter() - began) / count)
+        self.pacing.learn(in_loop, count, perf_counter() - began)
         return done, values
 
     def _run_loop(self, chunk: Chunk, step: int, meanwhile: Callable[[], None]) -> tuple[int, dict[str, Any]]:
@@ -154,27 +138,6 @@ class Stepper:
                 break
             done += 1
         return done, {name: np.stack([metrics[name] for metrics in rows]) for name in self._names}
-
-    def _learn(self, seconds: float) -> None:
-        """Takes note of a call's time per step; the first call of each form compiles and does not count."""
-        times = self._seconds[self.in_loop]
-        times.append(seconds)
-        if self._paces and self.in_loop and len(times) > 1:
-            self._pace = int(min(self._capacity, max(1.0, _SECONDS_PER_CALL / seconds)))
-        if not self._measures or len(times) < 3:
-            return
-        if not self.in_loop:
-            self.in_loop = min(times[1:]) > _CLEAR_GAIN * min(self._seconds[True][1:])
-            self._measures = False
-        elif min(times[1:]) > _SLOW_STEP:
-            self.in_loop = False
-        else:
-            self._measures = False
-
-    @property
-    def decided(self) -> bool | None:
-        """Whether the loop form was measured to be the faster one, None while that is not known."""
-        return None if self._measures or not self._paces else self.in_loop
 
     # The programs.
 

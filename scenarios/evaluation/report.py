@@ -17,8 +17,9 @@ from modulekit.metrics import (
     ConfusionMatrix,
     ExampleMetric,
 )
+from scenarios.base.strict_json import in_json
 from scenarios.evaluation.plots import draw_calibration, draw_confusion, draw_roc, draw_worst
-from scenarios.evaluation.tables import in_json, table
+from scenarios.evaluation.tables import table
 from scenarios.evaluation.worst import Example
 
 Array = np.ndarray[Any, Any]

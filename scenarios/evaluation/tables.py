@@ -1,4 +1,4 @@
-"""Tables in Markdown that read well as plain text, and numbers in JSON that any reader takes."""
+"""Tables in Markdown that read well as plain text."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -36,18 +36,3 @@ def cell(value: Any) -> str:
         return NOTHING
     text = f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def in_json(content: Any) -> Any:
-    """Returns content as strict JSON has it: lists for arrays, null for a number that is not finite.
-
-    >>> in_json({"a": np.array([1.0, np.nan]), "b": np.int32(3)})
-    {'a': [1.0, None], 'b': 3}
-    """
-    if isinstance(content, dict):
-        return {str(key): in_json(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [in_json(value) for value in content]
-    if hasattr(content, "tolist"):
-        return in_json(content.tolist())
-    return None if isinstance(content, float) and not math.isfinite(content) else content
