@@ -135,7 +135,7 @@ def _evaluate(run: Run, step: Step) -> tuple[int, Any]:
     with run.prepared(_number(run, step)) as prepared:
         if prepared.evaluator is None:
             raise CheckpointError(f"{run.name} was called without eval_data, or has no method evaluate(batch, **parts)")
-        return prepared.progress.step, prepared.evaluator.means()
+        return prepared.progress.step, prepared.evaluator.means(prepared.progress.step)
 
 
 def _export(run: Run, to: Path, part: str, step: Step) -> int:

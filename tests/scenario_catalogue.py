@@ -18,7 +18,10 @@ import numpy as np
 import modulekit as mk
 import scenarios
 from modulekit.core.randomness import default_stream
-from modulekit.data import Arrays, batch_indices
+from modulekit.data import Arrays
+from scenarios.base.batches import chosen
+from scenarios.base.moment import at
+from scenarios.base.parts import made_state
 
 SEED = 11
 STEPS = 60
@@ -77,6 +80,44 @@ class Weighted(scenarios.Scenario):
 
     def _losses(self, model: Any, batch: Any) -> Any:
         return batch["weight"] * mk.losses.squared_error(model(batch["x"]), batch["y"])
+
+
+class Counters(mk.Module):
+    """What a run counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates = mk.Variable(jnp.zeros([], jnp.int32), trainable=False, name="updates")
+
+
+class Looking(scenarios.Scenario):
+    """A third party's scenario with every method that there is: two batches an update, a phase, a state of its own."""
+
+    batches_per_update = 2
+
+    def state(self) -> Mapping[str, mk.Module]:
+        return {"counters": Counters()}
+
+    def update(self, batch: Any, *, model: Any, optimizer: Any, counters: Counters) -> Mapping[str, Any]:
+        counters.updates.assign_add(1)
+        noise = 0.1 * jax.random.normal(mk.next_key(), batch.shape)
+        weight = jnp.where(self.step < STEPS // 2, 1.0, 0.5)
+        loss = optimizer.minimize(lambda: weight * jnp.square(model(batch + noise) - batch).mean(), model)
+        return {"loss": loss, "before": self.step, "updates": counters.updates.value}
+
+    def evaluate(self, batch: Any, *, model: Any, **parts: Any) -> Mapping[str, Any]:
+        noise = 0.1 * jax.random.normal(mk.next_key(), batch.shape)
+        return {"loss": jnp.square(model(batch + noise) - batch).mean(axis=1)}
+
+    def measure(self, eval_data: Any, *, model: Any, counters: Counters, **parts: Any) -> Mapping[str, Any]:
+        draw = jax.random.uniform(mk.next_key())
+        return {"size": jnp.abs(model.w.value).max(), "counted": int(counters.updates), "draw": draw, "at": self.step}
+
+    def pictures(self, eval_data: Any, *, model: Any, **parts: Any) -> Mapping[str, Any]:
+        return {"weights": jnp.abs(model.w.value)}
+
+    def alarms(self, metrics: Mapping[str, float]) -> list[str]:
+        return [f"counted {metrics['counted']:g}"] if metrics["counted"] >= STEPS else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +258,11 @@ def _uneven() -> Case:
     return Case(Weighted, _settings(10), parts, data(37, 12), data(29, 13))
 
 
+def _looking() -> Case:
+    parts = {"model": mk.Linear(3), "optimizer": mk.optimizers.Adam(0.02)}
+    return Case(Looking, _settings(5), parts, _numbers(40, 3, seed=7), _numbers(15, 3, seed=8))
+
+
 ROWS = [
     ScenarioRow("classification_with_dropout", _classification),
     ScenarioRow("regression", _regression),
@@ -226,6 +272,7 @@ ROWS = [
     ScenarioRow("two_optimizers", _duel),
     ScenarioRow("only_update", _counting),
     ScenarioRow("uneven_sizes", _uneven),
+    ScenarioRow("all_methods", _looking),
 ]
 ROW = {row.name: row for row in ROWS}
 EVALUATED = [row for row in ROWS if row.name != "only_update"]
@@ -244,12 +291,14 @@ def uninterrupted(row: ScenarioRow) -> tuple[scenarios.Result, State]:
 
 def eagerly(case: Case, steps: int) -> list[dict[str, float]]:
     """Trains a case as anyone would without this library's loop: batch by batch. Returns the metrics of each update."""
-    data, update = Arrays(case.data), case.scenario(**case.settings).update
-    seed, batch_size = case.settings["seed"], case.settings["batch_size"]
+    data, scenario = Arrays(case.data), case.scenario(**case.settings)
+    seed, parts = case.settings["seed"], {**case.parts, **made_state(scenario)}
     rows = []
-    for step, indices in enumerate(batch_indices(data.size, batch_size, seed, 0, steps)):
+    for step in range(steps):
         default_stream().restart(jax.random.fold_in(jax.random.key(seed), step))
-        metrics = update(data.take(indices), **case.parts)
+        batch = data.take(chosen(scenario, scenario.settings, data.size, step, 1)[0])
+        with at(step):
+            metrics = scenario.update(batch, **parts)
         rows.append({name: float(value) for name, value in metrics.items()})
     return rows
 

@@ -176,10 +176,10 @@ def times_due(steps: int, interval: int | None) -> int:
 
 def _evaluation_seconds(evaluator: Evaluator, examples: int, batch_size: int) -> float:
     """Evaluates the first batches twice, since the first time compiles."""
-    batches = math.ceil(examples / min(batch_size, examples))
+    batches = math.ceil(examples / min(batch_size, examples)) if examples else 1
     for _ in range(2):
         moments: list[float] = []
-        evaluator.means(functools.partial(_is_over, moments))
+        evaluator.means(0, functools.partial(_is_over, moments))
         moments.append(perf_counter())
     return batches * (moments[-1] - moments[0]) / min(batches, _BATCHES)
 

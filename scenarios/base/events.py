@@ -52,6 +52,14 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """The scenario has found something wrong in the evaluation after update `step`; the run goes on."""
+
+    step: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Saved:
     """The state after update `step` is complete on disk."""
 
@@ -68,4 +76,4 @@ class Finished:
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
-Event = Started | Progressed | Logged | Skipped | Evaluated | Saved | Finished
+Event = Started | Progressed | Logged | Skipped | Evaluated | Alarm | Saved | Finished

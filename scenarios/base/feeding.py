@@ -6,7 +6,7 @@ host, `source` is a stack of batches and a row the number of one.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modulekit.data import Arrays, Group, IndexedBatches, Prefetch, Stream, batch_indices
-
-Indices = np.ndarray[Any, Any]
+from modulekit.data import Arrays, Group, Prefetch, Stream
+from scenarios.base.batches import Choose, ChosenBatches, Indices
 
 _STACK = 2**24  # bytes of a stack of batches: many steps a call, and little memory
 _MOST = 500  # batches of a stack
@@ -31,7 +30,7 @@ class Chunk:
       count: how many steps they are for.
       source: arrays on the device, of any structure.
       rows: `[capacity, ...]`, integers: what each step takes of `source`; those after `count` mean nothing.
-      indices: `[count, batch]`: which examples of the data they are; None where that is not known.
+      indices: `[count, ..., batch]`: which examples of the data they are; None where that is not known.
       positions: `[count + 1]`, of the stream before the first step and after each; empty where the step alone says it.
     """
 
@@ -69,17 +68,17 @@ class Feed(Protocol):
 
 
 class Resident:
-    """All examples are on the device; which of them a step takes is a function of the seed and the step."""
+    """All examples are on the device; which of them a step takes is a function of the step."""
 
-    def __init__(self, data: Arrays, batch_size: int, seed: int) -> None:
-        self._size, self._batch_size, self._seed = data.size, batch_size, seed
+    def __init__(self, data: Arrays, choose: Choose) -> None:
+        self._choose = choose
         self._source = jax.tree.map(jnp.asarray, data.arrays)
-        self.batch = specification(data, batch_size)
+        self.batch = specification(data, choose(0, 1).shape[1:])
 
     def take(self, step: int, count: int, capacity: int) -> Chunk:
         """Returns the examples of `count` steps."""
-        indices = batch_indices(self._size, self._batch_size, self._seed, step, count)
-        rows = np.zeros((capacity, self._batch_size), np.int32)
+        indices = self._choose(step, count)
+        rows = np.zeros((capacity, *indices.shape[1:]), np.int32)
         rows[:count] = indices
         return Chunk(count, self._source, rows, indices)
 
@@ -100,14 +99,14 @@ class Fed:
 
     Args:
       stream: the batches.
-      indices: from (step, count) to `[count, batch]`, which examples the batches are of, where that is known. The stream's
-        position is then a function of the step, and is not told.
+      indices: which examples the batches are of, where that is known. The stream's position is then a function of the
+        step, and is not told.
 
     Raises:
       ValueError: the stream has no batch.
     """
 
-    def __init__(self, stream: Stream, indices: Callable[[int, int], Indices] | None = None) -> None:
+    def __init__(self, stream: Stream, indices: Choose | None = None) -> None:
         self._indices = indices
         self._prefetch = Prefetch(stream, group=1)
         before = self._prefetch.state
@@ -193,26 +192,23 @@ def _padded(array: Any, size: int) -> Any:
     return padded
 
 
-def arrays_feed(data: Arrays, batch_size: int, seed: int, step: int, on_device: bool | None) -> Feed:
+def arrays_feed(data: Arrays, choose: Choose, step: int, on_device: bool | None) -> Feed:
     """Returns the feed of examples in memory, from a step on.
 
     Args:
       data: the examples.
-      batch_size: examples per step.
-      seed: of their order.
+      choose: which of them an update takes.
       step: the first step.
       on_device: whether all of them are put on the device; None: if they fit.
     """
     if fits_on_device(data) if on_device is None else on_device:
-        return Resident(data, batch_size, seed)
-    batches = IndexedBatches(data, batch_size, seed)
-    batches.restore({"kind": "step", "step": step})
-    return Fed(batches, lambda step, count: batch_indices(data.size, batch_size, seed, step, count))
+        return Resident(data, choose)
+    return Fed(ChosenBatches(data, choose, step), choose)
 
 
-def specification(data: Arrays, batch_size: int) -> Any:
-    """Returns the structure of a batch of the data."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype), data.arrays)
+def specification(data: Arrays, shape: tuple[int, ...]) -> Any:
+    """Returns the structure of a batch of the data, of the shape `[..., batch]` before that of an example."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*shape, *a.shape[1:]), a.dtype), data.arrays)
 
 
 def fits_on_device(data: Arrays) -> bool:

@@ -10,6 +10,7 @@ from scenarios.base.feeding import Chunk, Feed
 from scenarios.base.hooks import Hook
 from scenarios.base.ledger import Ledger
 from scenarios.base.nonfinite import NonFiniteError
+from scenarios.base.pictures import write_pictures
 from scenarios.base.saving import Progress, Saver
 from scenarios.base.settings import Settings
 from scenarios.base.stepping import Metrics, Stepper
@@ -31,6 +32,7 @@ class Loop:
       saver: saves, if there is a directory.
       hooks: hear every event.
       explain: returns the error for a non-finite update, from its step, metrics, chunk and place in the chunk.
+      alarms: returns what is wrong, from the metrics of an evaluation.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Loop:
     saver: Saver | None
     hooks: Sequence[Hook]
     explain: Callable[..., NonFiniteError]
+    alarms: Callable[[Mapping[str, float]], Sequence[str]]
     _means: Mapping[str, float] | None = None  # of the evaluation after the current step
     _reason: str | None = None  # of the first hook that asked to stop
 
@@ -138,7 +141,7 @@ class Loop:
         if self.evaluator is None or (progress.evaluated == progress.step and self._means is not None):
             return self._means
         with self._ledger.charge("evaluating"):
-            means = self.evaluator.means(lambda: stopping.reason() is not None)
+            means = self.evaluator.means(progress.step, lambda: stopping.reason() is not None)
         if means is None:
             return None
         self._check_best(means)
@@ -147,6 +150,11 @@ class Loop:
             progress.evaluated = progress.step
             progress.record({f"eval_{name}": value for name, value in means.items()})
             self._tell(events.Evaluated(progress.step, means))
+            for message in self.alarms(means):
+                progress.alarms.append((progress.step, message))
+                self._tell(events.Alarm(progress.step, message))
+            if self.settings.directory is not None:
+                write_pictures(self.settings.directory, progress.step, self.evaluator.pictures(progress.step))
         return means
 
     def _check_best(self, means: Mapping[str, float]) -> None:

@@ -1,7 +1,7 @@
 """The parts of a run: the models, optimizers and losses that a scenario is called with."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from modulekit.core import collect
@@ -10,7 +10,11 @@ from modulekit.core.variable import Variable
 
 
 def named_parts(
-    update: Callable[..., Any], scenario: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    update: Callable[..., Any],
+    scenario: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    made: Collection[str] = (),
 ) -> dict[str, Any]:
     """Returns the parts by name, as the keyword-only arguments of `update` name them.
 
@@ -19,12 +23,13 @@ def named_parts(
       scenario: its name, for messages.
       args: parts by position, in the order of `update`'s signature.
       kwargs: parts by name.
+      made: the names of those that the scenario makes itself.
 
     Raises:
       TypeError: a part is missing, superfluous or given twice.
     """
     signature = inspect.signature(update)
-    parameters = list(signature.parameters.values())[1:]
+    parameters = [p for p in list(signature.parameters.values())[1:] if p.name not in made]
     names = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     form = f"{scenario}(...)({', '.join(names)}{', ...' if takes_any else ''}, data=...)"
@@ -34,13 +39,19 @@ def named_parts(
     for name, value in kwargs.items():
         if name in parts:
             raise TypeError(f"{form} got {name!r} twice")
-        if name not in names and not takes_any:
+        if name in made or (name not in names and not takes_any):
             raise TypeError(f"{form} has no part {name!r}")
         parts[name] = value
     missing = [p.name for p in parameters if p.name in names and p.name not in parts and p.default is p.empty]
     if missing:
         raise TypeError(f"{form} needs {', '.join(missing)}")
     return parts
+
+
+def made_state(scenario: Any) -> dict[str, Module]:
+    """Returns the modules that a scenario makes for one run, by name; none where it has no method `state`."""
+    method = getattr(scenario, "state", None)
+    return {} if method is None else dict(method())
 
 
 def variables_by_path(parts: Mapping[str, Any]) -> dict[str, Variable]:

@@ -3,7 +3,6 @@
 The run's own programs are compiled, and some of its updates are run on its own data; then everything is as it was.
 """
 
-import functools
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -184,10 +183,10 @@ class _Tried:
         """Traces, runs updates, an evaluation of some batches and a save."""
         run, small, prepared = self.run, self.small, self.prepared
         use, evaluated = Use(run.parts), small.eval_examples
-        use.see_update(functools.partial(run.scenario.update, **run.parts), prepared.feed.batch)
+        use.see_update(run.bare_update, prepared.feed.batch)
         if evaluated is not None and small.evaluate is not None:
             batch_size = min(run.settings.eval_batch_size, evaluated.size)
-            use.see_evaluation(small.evaluate, specification(evaluated, batch_size))
+            use.see_evaluation(small.evaluate, specification(evaluated, (batch_size,)))
         watch = Watch(use.trainable.values())
         pace = Pace(prepared.stepper, prepared.feed.take, run.settings.steps_per_call is None, watch.look)
         pace.run()
@@ -227,7 +226,7 @@ class _Tried:
         examples = small.examples
         return Inputs(
             examples.size if isinstance(examples, Arrays) else None,
-            jax.tree.leaves(batch)[0].shape[0],
+            math.prod(jax.tree.leaves(batch)[0].shape[: small.leading + 1]),
             self.run.settings.steps,
             0 if evaluated is None else evaluated.size,
             None if isinstance(examples, Arrays) else examples.describe(),
@@ -238,8 +237,9 @@ class _Tried:
         examples = self.small.examples
         if not isinstance(examples, Arrays):
             return LargestBatch(None, None, None, "the data makes its own batches")
+        lead = self.small.choose(0, 1).shape[1:-1]
 
         def memory_of(batch_size: int) -> int:
-            return program_cost(self.small.update, specification(examples, batch_size)).memory
+            return program_cost(self.small.update, specification(examples, (*lead, batch_size))).memory
 
         return largest_batch(memory_of, self.run.settings.batch_size, cost.memory, memory.available, examples.size)

@@ -6,7 +6,7 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scenarios.base.events import Evaluated, Event, Finished, Logged, Progressed, Started
+from scenarios.base.events import Alarm, Evaluated, Event, Finished, Logged, Progressed, Started
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -46,6 +46,8 @@ class ProgressBar:
             self._bar.update(self._task, completed=event.step, train=text_of(event.metrics))
         elif isinstance(event, Evaluated):
             self._bar.update(self._task, evaluation="eval " + text_of(event.metrics))
+        elif isinstance(event, Alarm):
+            self._bar.console.print(f"step {event.step}: {event.message}", style="bold red", markup=False)
         elif isinstance(event, Finished):
             self._bar.stop()
 
@@ -66,6 +68,8 @@ class ProgressLines:
             self._print(f"step {event.step} of {self._steps}: {text_of(event.metrics)}")
         elif isinstance(event, Evaluated):
             self._print(f"step {event.step} of {self._steps}: evaluation {text_of(event.metrics)}")
+        elif isinstance(event, Alarm):
+            self._print(f"step {event.step} of {self._steps}: {event.message}")
         elif isinstance(event, Finished):
             self._print(f"step {event.step}: {event.reason}")
 

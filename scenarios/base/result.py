@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from modulekit.averaging import WeightAverage
+from modulekit.core.module import Module
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Result:
       reason: "done", or what ended the run before.
       skipped: the updates that were not applied, since something in them was not finite.
       seconds: where time went: waiting for data, stepping, evaluating, saving, other; earlier parts of the run included.
+      state: the modules that the scenario made for the run, by name.
+      alarms: pairs `(step, sentence)`: what the scenario found wrong in evaluations.
       ema: the averages of the weights, with `ema_decay`: `result.ema["model.w"]`, `with result.ema.averaged(): ...`.
 
     >>> Result(step=100, metrics={"loss": 0.5}, history=[], save_dir=None, parameters=2)
@@ -37,6 +40,8 @@ class Result:
     skipped: Sequence[int] = field(default=(), repr=False)
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
     ema: WeightAverage | None = field(default=None, repr=False, compare=False)
+    state: Mapping[str, Module] = field(default_factory=dict, repr=False, compare=False)
+    alarms: Sequence[tuple[int, str]] = field(default=(), repr=False)
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """Returns the steps and values of the history's rows that have `name`.

@@ -8,18 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import modulekit as mk
 from modulekit.averaging import WeightAverage
 from modulekit.checkpoints import CheckpointStore, check_writable
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
-from modulekit.data import Arrays, Pipeline, Stream, batch_indices, stream
+from modulekit.data import Arrays, Pipeline, Stream, stream
+from scenarios.base.batches import GroupedBatches, Indices, chosen
 from scenarios.base.evaluating import Around, Evaluator
 from scenarios.base.feeding import Chunk, Fed, Feed, arrays_feed
 from scenarios.base.hooks import Hook, JsonLines
 from scenarios.base.identity import identity
 from scenarios.base.loop import Loop
 from scenarios.base.manifest import write_manifest
+from scenarios.base.moment import at
 from scenarios.base.nonfinite import NonFiniteError, examine, keep
 from scenarios.base.parts import ties_by_path, variables_by_path
 from scenarios.base.progress import progress_hook
@@ -37,12 +41,13 @@ class Run:
     """Runs a scenario's functions on parts and data.
 
     Args:
-      scenario: the scenario, with a method `update` and perhaps `evaluate` and `check`.
+      scenario: the scenario.
       settings: its settings.
-      parts: the models, optimizers and losses, by name.
+      parts: the models, optimizers and losses, by name, with the scenario's own state.
       data: the examples of training.
       eval_data: the examples of evaluation, if there are any.
       hooks: hear the events.
+      state: those of the parts that the scenario made.
     """
 
     scenario: Any
@@ -51,15 +56,16 @@ class Run:
     data: Any
     eval_data: Any = None
     hooks: Sequence[Hook] = ()
+    state: Mapping[str, mk.Module] = field(default_factory=dict)
     _average: WeightAverage | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.name = type(self.scenario).__name__
-        self.examples: Arrays | Stream = stream(self.data) if _is_stream(self.data) else Arrays(self.data)
+        self.examples: Arrays | Stream = self._stream() if _is_stream(self.data) else Arrays(self.data)
         self.eval_examples = None if self.eval_data is None else Arrays(self.eval_data)
         if isinstance(self.examples, Arrays):
-            batch_indices(self.examples.size, self.settings.batch_size, self.settings.seed, 0, 1)  # checks the sizes
-        if self.eval_examples is not None and self.method("evaluate") is None:
+            self.choose(0, 1)  # checks the sizes
+        if self.eval_examples is not None and self.method("evaluate") is None and self.method("measure") is None:
             raise TypeError(f"{self.name} was given eval_data, and has no method evaluate(batch, **parts)")
 
     def __call__(self) -> Result:
@@ -73,12 +79,13 @@ class Run:
                 hooks.append(progress_hook())
             loop = Loop(
                 self.name, self.settings, prepared.feed, prepared.stepper, prepared.evaluator, saver, hooks,
-                functools.partial(self.explain, prepared),
+                functools.partial(self.explain, prepared), self._alarms,
             )  # fmt: skip
             metrics, reason = loop.run(progress)
         return Result(
             progress.step, metrics, progress.history, self.settings.directory, prepared.parameters, reason,
             progress.skipped, progress.seconds, self._average,
+            self.state, progress.alarms,
         )  # fmt: skip
 
     @contextmanager
@@ -138,17 +145,26 @@ class Run:
         """Returns a method that a scenario may leave out."""
         return getattr(self.scenario, name, None)
 
+    def choose(self, step: int, count: int) -> Indices:
+        """Returns which examples in memory updates take, `[count, ..., batch]`."""
+        assert isinstance(self.examples, Arrays), "a stream brings its own batches"
+        return chosen(self.scenario, self.settings, self.examples.size, step, count)
+
+    def bare_update(self, batch: Any, step: Any = 0) -> Any:
+        """The scenario's update as a function of a batch and the number of updates before it."""
+        with at(step):
+            return self.scenario.update(batch, **self.parts)
+
     @functools.cached_property
     def update(self) -> Function:
-        """The scenario's update as a function of a batch, with the average of the weights behind it."""
-        update = functools.partial(self.scenario.update, **self.parts)
+        """The same, with the average of the weights behind it."""
         if self.settings.ema_decay is None:
-            return update
+            return self.bare_update
         modules = {n: p for n, p in self.parts.items() if isinstance(p, mk.Module) and not isinstance(p, mk.Optimizer)}
         self._average = average = WeightAverage(self.settings.ema_decay, modules, name="ema")
 
-        def averaging(batch: Any) -> Any:
-            metrics = update(batch)
+        def averaging(batch: Any, step: Any = 0) -> Any:
+            metrics = self.bare_update(batch, step)
             average.update()
             return metrics
 
@@ -169,7 +185,7 @@ class Run:
         """Returns what brings the examples, from where the saved run stands."""
         s = self.settings
         if isinstance(self.examples, Arrays):
-            return arrays_feed(self.examples, s.batch_size, s.seed, saved.step, s.data_on_device)
+            return arrays_feed(self.examples, self.choose, saved.step, s.data_on_device)
         if saved.position is not None:
             self.examples.restore(saved.position)
         if s.directory is not None and not self.examples.resumable:
@@ -186,12 +202,24 @@ class Run:
         return set(variables_by_path(optimizers).values())
 
     def _evaluator(self) -> Evaluator | None:
-        if self.evaluate is None or self.eval_examples is None:
+        evaluate = None if self.eval_examples is None else self.evaluate
+        measure, pictures = self._of_data("measure"), self._of_data("pictures")
+        if evaluate is None and measure is None and pictures is None:
             return None
         views: dict[str, Around] = {"": nullcontext}
         if self._average is not None:
             views["ema_"] = self._average.averaged
-        return Evaluator(self.evaluate, self.eval_examples, self.settings.eval_batch_size, views)
+        size = self.settings.eval_batch_size
+        return Evaluator(evaluate, self.eval_examples, size, views, self.settings.seed, measure, pictures)
+
+    def _of_data(self, name: str) -> Function | None:
+        """Returns a method that looks at the parts and all evaluation data, as a function without arguments."""
+        method = self.method(name)
+        return None if method is None else functools.partial(method, self.eval_examples, **self.parts)
+
+    def _alarms(self, metrics: Mapping[str, float]) -> list[str]:
+        method = self.method("alarms")
+        return [] if method is None else list(method(metrics))
 
     def _check_held(self, stepper: Stepper, variables: Mapping[str, Variable]) -> None:
         held = set(variables.values())
@@ -202,6 +230,22 @@ class Run:
                 "that it could not be saved: pass the module that holds it as a part"
             )
 
+    def _flat(self, batch: Any) -> Any:
+        """Returns the examples of an update as one batch, where it takes several."""
+        leading = self.leading
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[leading + 1 :]), batch) if leading else batch
+
+    @property
+    def leading(self) -> int:
+        """The number of axes of an update's data before that of the batch."""
+        if isinstance(self.examples, Arrays):
+            return self.choose(0, 1).ndim - 2
+        return int(isinstance(self.examples, GroupedBatches))
+
+    def _stream(self) -> Stream:
+        batches = self.scenario.batches_per_update
+        return stream(self.data) if batches == 1 else GroupedBatches(stream(self.data), batches)
+
     def explain(
         self, prepared: "Prepared", progress: Progress, chunk: Chunk, index: int, metrics: Mapping[str, float]
     ) -> NonFiniteError:
@@ -210,8 +254,8 @@ class Run:
         held = {v: path for path, v in prepared.variables.items()}
         values = stepper.attempt(progress.step, chunk, index)
         written = {held.get(v, v.name): value for v, value in zip(stepper.variables, values, strict=True)}
-        indices = None if chunk.indices is None else chunk.indices[index]
-        batch = chunk.batch(index)
+        indices = None if chunk.indices is None else chunk.indices[index].reshape(-1)
+        batch = self._flat(chunk.batch(index))
         error = examine(progress.step + 1, metrics, indices, batch, written, self._evaluate_batch, progress.losses)
         if self.settings.directory is not None:
             folder = keep(error, metrics, indices, batch, self.settings.directory)

@@ -37,6 +37,7 @@ class Progress:
       skipped: the updates that were not applied, since something in them was not finite.
       position: of a stream of data, in its own words.
       seconds: where time went.
+      alarms: what the scenario found wrong in evaluations, with the step.
     """
 
     step: int = 0
@@ -50,8 +51,10 @@ class Progress:
     skipped: list[int] = field(default_factory=list)
     position: Any = None
     seconds: dict[str, float] = field(default_factory=dict)
+    alarms: list[tuple[int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.alarms = [(step, message) for step, message in self.alarms]
         self.losses = deque(self.losses, maxlen=REMEMBERED)  # read back, it is a list
 
     @property

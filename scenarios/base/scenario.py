@@ -12,7 +12,8 @@ from typing import Any
 from modulekit.core.overlay import active, bakes_reads
 from scenarios.base import requests
 from scenarios.base.hooks import Hook
-from scenarios.base.parts import named_parts
+from scenarios.base.moment import current_step
+from scenarios.base.parts import made_state, named_parts
 from scenarios.base.preflight import Preflight, preflight
 from scenarios.base.rehearsal import rehearse
 from scenarios.base.repetition import Repetition, repeat
@@ -27,9 +28,25 @@ class Scenario(abc.ABC):
     """Base class of all scenarios.
 
     A subclass defines `update(self, batch, *, part, another_part, ...)`, whose keyword arguments name the parts that a
-    call takes. It may also define `evaluate(self, batch, *, ...)`, which returns a dict of arrays `[batch]`, one value
-    per example; and `check(self, data, eval_data, *, ...)`, which raises if the parts do not fit together, and is called
-    when all variables exist, with `mk.data.Arrays`, or None for a stream and where there is no evaluation data.
+    call takes. That is all it must define. It may also define, with the parts as keyword arguments wherever `...` stands:
+
+    - `evaluate(self, batch, *, ...)`: returns a dict of arrays `[batch]`, one value per example; their means are exact for
+      any batch size.
+    - `measure(self, eval_data, *, ...)`: returns a dict of numbers that are no means over examples. It is called at each
+      evaluation, outside of any program, with `mk.data.Arrays`, or None where there is no evaluation data.
+    - `pictures(self, eval_data, *, ...)`: returns a dict of pictures `[height, width]` or `[height, width, 3]` with values
+      in [0, 1], which each evaluation writes to `pictures` in the run's directory.
+    - `alarms(self, metrics)`: returns sentences about what is wrong, from the metrics of an evaluation.
+    - `check(self, data, eval_data, *, ...)`: raises if the parts do not fit together; called when all variables exist, with
+      `mk.data.Arrays`, or None for a stream and where there is no evaluation data.
+    - `state(self)`: returns a dict of modules that belong to one run, such as counters. They are passed on as parts, saved
+      with them, and returned as `result.state`.
+    - `indices(self, size, step, count)`: returns which of `size` examples in memory updates take, `[count, ..., batch]`,
+      from the settings and the number of updates before; batches have these axes. Where there is no such method, an update
+      takes `batches_per_update` batches: `[batch]`, or `[batches_per_update, batch]` where that is above 1.
+
+    `self.step` is the number of updates before, in `update`, `evaluate`, `measure` and `pictures`. Random numbers are
+    functions of the seed and the step.
 
     Args:
       steps: the number of updates.
@@ -52,6 +69,13 @@ class Scenario(abc.ABC):
 
     def __init__(self, steps: int, **settings: Any) -> None:
         self.settings = Settings(steps, **settings)
+
+    batches_per_update: int = 1
+
+    @property
+    def step(self) -> Any:
+        """The number of updates before the one that runs, or before the evaluation: in programs a scalar array."""
+        return current_step()
 
     @abc.abstractmethod
     def update(self, batch: Any, *args: Any, **parts: Any) -> Mapping[str, Any]:
@@ -208,5 +232,6 @@ class Scenario(abc.ABC):
             raise RuntimeError(
                 f"{type(self).__name__} was called inside a transform: a scenario compiles its own steps"
             )
-        named = named_parts(self.update, type(self).__name__, args, parts)
-        return Run(self, self.settings, named, data, eval_data, list(hooks))
+        state = made_state(self)
+        named = named_parts(self.update, type(self).__name__, args, parts, state)
+        return Run(self, self.settings, {**named, **state}, data, eval_data, list(hooks), state)

@@ -36,7 +36,7 @@ class Stepper:
     """Runs an update many times; `pacing` says in which form, and how many steps a call should have.
 
     Args:
-      update: a function of a batch that returns a dict of scalar metrics.
+      update: a function of a batch and the number of updates before it that returns a dict of scalar metrics.
       batch: the structure of a batch, of `jax.ShapeDtypeStruct`s.
       slots: returns the variables that must stay finite beside the trainable ones.
       seed: of the random numbers; those of step k are a function of (seed, k).
@@ -46,7 +46,7 @@ class Stepper:
 
     def __init__(
         self,
-        update: Callable[[Any], Mapping[str, Any]],
+        update: Callable[[Any, Any], Mapping[str, Any]],
         batch: Any,
         slots: Callable[[], Collection[Variable]],
         seed: int,
@@ -63,12 +63,12 @@ class Stepper:
         """Finds out which variables the update uses, and makes those that do not exist yet."""
         names: list[str] = []
 
-        def examined(batch: Any) -> dict[str, Any]:
-            metrics = checked_metrics(self._update(batch))
+        def examined(batch: Any, step: Any) -> dict[str, Any]:
+            metrics = checked_metrics(self._update(batch, step))
             names.extend(metrics)
             return metrics
 
-        found = mk.footprint(examined, batch)
+        found = mk.footprint(examined, batch, jax.ShapeDtypeStruct((), jnp.int32))
         self._names = list(dict.fromkeys(names))
         stream = default_stream()
         self._draws = stream.counter in found.writes
@@ -143,7 +143,7 @@ class Stepper:
 
     def _step(self, source: Any, row: Any, step: Any) -> dict[str, Any]:
         self._restart_stream(step)
-        metrics = checked_metrics(self._update(jax.tree.map(lambda array: array[row], source)))
+        metrics = checked_metrics(self._update(jax.tree.map(lambda array: array[row], source), step))
         return {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
 
     def _guarded(self) -> list[Any]:
@@ -191,6 +191,8 @@ def checked_metrics(metrics: Any) -> dict[str, Any]:
             f"update must return a dict of scalar metrics, such as {{'loss': loss}}; it returned {metrics!r}"
         )
     for name, value in metrics.items():
+        if name == "step":
+            raise ValueError("a metric cannot be named 'step', which is the history's own column: give it another name")
         if jnp.shape(value) != ():
             raise TypeError(
                 f"update must return scalar metrics, and {name!r} has shape {list(jnp.shape(value))}: take its .mean()"
