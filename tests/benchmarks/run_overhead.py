@@ -146,7 +146,7 @@ def small_rows(quick: bool) -> Iterator[Row]:
 
 def mnist_rows(quick: bool, data: Data) -> Iterator[Row]:
     """Measures the classifier."""
-    steps = 1500 if quick else 3000
+    steps = 1000 if quick else 2000
     batches = mk.data.pipeline(data).shuffle(0).batch(batch_size(SIZES), drop_remainder=True)
     contenders = {
         "saving": lambda: scenario(data, SIZES, steps, 500),
@@ -154,9 +154,9 @@ def mnist_rows(quick: bool, data: Data) -> Iterator[Row]:
         "from the host": lambda: scenario(data, SIZES, steps, 500, data_on_device=False),
         "from an iterator": lambda: scenario(batches, SIZES, steps, 500),
         "scan": lambda: scan_loop(data, SIZES, steps),
-        "loop": lambda: step_loop(data, SIZES, steps),
+        "loop": lambda: step_loop(data, SIZES, steps // 2),
     }
-    times = timing.medians(timing.alternate(contenders, 3 if quick else 7))
+    times = timing.medians(timing.alternate(contenders, 3 if quick else 5))
     yield _ratio("a step of the classifier, over lax.scan", times, "saving", "scan", 1.02)
     yield _ratio("the same, over a loop of steps", times, "saving", "loop", None)
     yield _ratio("a state saved every 500 steps, over none", times, "saving", "not saving", 1.03)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PACKAGES = ("jax", "jaxlib", "optax", "numpy")
-_ATTEMPTS = 4
+_ATTEMPTS = 3
 _LEAST_STOLEN = 0.015  # of the processors' time
 
 
@@ -63,7 +63,9 @@ def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dic
     for index in range(rounds):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            measured[name].append(_undisturbed(contenders[name]))
+            value = _undisturbed(contenders[name])
+            measured[name].append(value)
+            print(f"round {index + 1} of {rounds}: {name} {pretty(value)}", file=sys.stderr, flush=True)
     return measured
 
 
