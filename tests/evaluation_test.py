@@ -27,7 +27,10 @@ from scenarios.base.evaluating import Evaluator
 SMALL = 12  # steps: enough to be away from the first weights
 
 
-@pytest.mark.parametrize("row", EVALUATED, ids=name_of)
+SURE = [row for row in EVALUATED if row.name != "all_methods"]  # whose evaluation draws random numbers
+
+
+@pytest.mark.parametrize("row", SURE, ids=name_of)
 def test_the_batch_size_of_an_evaluation_changes_no_metric(row: ScenarioRow) -> None:
     case = row.fresh()
     expected = case.run(steps=SMALL, eval_batch_size=1000).metrics  # all at once

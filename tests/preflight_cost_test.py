@@ -68,7 +68,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
 
 def needed(case: Case, batch_size: int) -> int:
     update = functools.partial(case.scenario(**case.settings).update, **case.parts)
-    return program_cost(update, specification(Arrays(case.data), batch_size)).memory
+    return program_cost(update, specification(Arrays(case.data), (batch_size,))).memory
 
 
 def test_an_update_that_does_not_fit_is_a_warning_and_a_smaller_batch_is_found() -> None:

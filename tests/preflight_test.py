@@ -22,6 +22,7 @@ from scenarios.base import coverage
 from scenarios.base.inputs import findings
 from scenarios.base.largest_batch import LargestBatch
 from scenarios.base.overfitting import Overfitting
+from scenarios.base.parts import made_state
 from scenarios.base.run import Run
 from scenarios.base.settings import Settings
 
@@ -31,7 +32,9 @@ from scenarios.base.settings import Settings
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_afterwards_all_first_values_and_streams_are_those_of_a_model_that_was_built(row: ScenarioRow) -> None:
     built = row.fresh()
-    with Run(built.scenario(**built.settings), Settings(60, **QUIET), built.parts, built.data).prepared() as prepared:
+    scenario = built.scenario(**built.settings)
+    parts = {**built.parts, **made_state(scenario)}
+    with Run(scenario, Settings(60, **QUIET), parts, built.data).prepared() as prepared:
         parameters = prepared.parameters
     drawn, keys = draws.snapshot(), stream_arrays()
     case = row.fresh()

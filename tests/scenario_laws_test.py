@@ -199,6 +199,7 @@ def test_parameters_count_each_shared_weight_once() -> None:
         "only_update": 0,
         "uneven_sizes": 4 * 2 + 2,
         "wrapped_optimizers": 4 * 2 + 2,
+        "all_methods": 3 * 3 + 3,
     }
 
 
