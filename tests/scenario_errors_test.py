@@ -38,6 +38,7 @@ REGRESSION, CLASSIFICATION = ROW["regression"], ROW["classification_with_dropout
         ({"steps_per_call": 0}, ValueError, "steps_per_call=0 is below 1"),
         ({"save_interval": -5, "save_dir": "runs"}, ValueError, "save_interval=-5 is below 1"),
         ({"save_interval": 5}, ValueError, "save_interval=5 needs a save_dir: give the run a directory to save in"),
+        ({"batchsize": 5}, TypeError, "Supervised has no setting 'batchsize': did you mean 'batch_size'?"),
     ],
 )
 def test_a_wrong_setting_is_named_when_it_is_given(settings: dict[str, Any], kind: Any, message: str) -> None:
@@ -63,6 +64,50 @@ FORM = "Supervised(...)(model, optimizer, loss, data=...)"
 def test_a_missing_superfluous_or_repeated_part_is_named(args: int, parts: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=exactly(message)):
         scenarios.Supervised(10, batch_size=4)(*[mk.Linear(1)] * args, data=linear_data(8, 0), **parts)
+
+
+def test_a_setting_like_no_other_is_answered_with_all_that_there_are() -> None:
+    with pytest.raises(
+        TypeError, match=r"^Supervised has no setting 'zzz': there are steps, batch_size, seed, .*, progress$"
+    ):
+        scenarios.Supervised(10, zzz=1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"model": mk.Linear}, f"{FORM}: model is the class Linear; give an object of it, as in Linear(...)"),
+        ({"optimizer": mk.optimizers.SGD}, f"{FORM}: optimizer is the class SGD; give an object of it, as in SGD(...)"),
+        ({"optimizer": 0.1}, f"{FORM}: optimizer must be an Optimizer, not 0.1"),
+    ],
+)
+def test_a_part_of_the_wrong_kind_is_named(parts: dict[str, Any], message: str) -> None:
+    right = {"model": mk.Linear(1), "optimizer": mk.optimizers.SGD(0.1), "loss": mk.losses.squared_error}
+    with pytest.raises(TypeError, match=exactly(message)):
+        scenarios.Supervised(10, batch_size=4)(data=linear_data(8, 0), **{**right, **parts})
+
+
+def test_a_model_in_the_place_of_the_optimizer_is_named() -> None:
+    with pytest.raises(TypeError, match=r"optimizer must be an Optimizer, not Linear\(output_size=1\)$"):
+        parts = (mk.optimizers.SGD(0.1), mk.Linear(1), mk.losses.squared_error)
+        scenarios.Supervised(10, batch_size=4)(*parts, data=linear_data(8, 0))
+
+
+def misled(event: Any) -> Any:
+    return "stop"
+
+
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        (misled, r"^hooks must be a list of functions of an event, not <function misled at .*>: write hooks=\[...\]$"),
+        ([3], r"^a hook must be a function of an event, or another callable, not 3$"),
+        ([misled], r"^the hook misled returned 'stop'; expected None, or scenarios.Stop\(reason\) to end the run$"),
+    ],
+)
+def test_what_is_no_hook_is_named(hooks: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        REGRESSION.start(hooks)
 
 
 X, Y = linear_data(20, 0)

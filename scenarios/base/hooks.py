@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +31,28 @@ class Stop:
 
 
 Hook = Callable[[Event], Stop | None]
+
+
+def checked_hooks(hooks: Any) -> list[Hook]:
+    """Returns hooks as a list, or raises `TypeError` if that is not what they are."""
+    if not isinstance(hooks, Iterable):
+        raise TypeError(f"hooks must be a list of functions of an event, not {hooks!r:.100}: write hooks=[...]")
+    listed = list(hooks)
+    for hook in listed:
+        if not callable(hook):
+            raise TypeError(f"a hook must be a function of an event, or another callable, not {hook!r:.100}")
+    return listed
+
+
+def told(hook: Hook, event: Event) -> Stop | None:
+    """Tells a hook an event, and returns its answer, or raises `TypeError` if that is none."""
+    answer: Any = hook(event)
+    if answer is None or isinstance(answer, Stop):
+        return answer
+    name = getattr(hook, "__qualname__", type(hook).__name__)
+    raise TypeError(
+        f"the hook {name} returned {answer!r:.100}; expected None, or scenarios.Stop(reason) to end the run"
+    )
 
 
 def hook_states(hooks: Sequence[Hook]) -> dict[str, Any]:

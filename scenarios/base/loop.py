@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scenarios.base import events
 from scenarios.base.evaluating import Evaluator
 from scenarios.base.feeding import Chunk, Feed
-from scenarios.base.hooks import Hook
+from scenarios.base.hooks import Hook, told
 from scenarios.base.ledger import Ledger
 from scenarios.base.nonfinite import NonFiniteError
 from scenarios.base.pictures import write_pictures
@@ -185,7 +185,7 @@ class Loop:
 
     def _tell(self, event: events.Event) -> None:
         for hook in self.hooks:
-            answer = hook(event)
+            answer = told(hook, event)
             if answer is not None and self._reason is None:
                 self._reason = answer.reason
 

@@ -26,7 +26,7 @@ def named_parts(
       made: the names of those that the scenario makes itself.
 
     Raises:
-      TypeError: a part is missing, superfluous or given twice.
+      TypeError: a part is missing, superfluous, given twice, a class, or not of the kind that `update` says.
     """
     signature = inspect.signature(update)
     parameters = [p for p in list(signature.parameters.values())[1:] if p.name not in made]
@@ -45,7 +45,25 @@ def named_parts(
     missing = [p.name for p in parameters if p.name in names and p.name not in parts and p.default is p.empty]
     if missing:
         raise TypeError(f"{form} needs {', '.join(missing)}")
+    for parameter in parameters:
+        if parameter.name in parts:
+            _check_kind(form, parameter, parts[parameter.name])
     return parts
+
+
+def _check_kind(form: str, parameter: inspect.Parameter, part: Any) -> None:
+    """Raises `TypeError` where a part is a class of modules, or no module of the class with which it is annotated."""
+    name, kind = parameter.name, parameter.annotation
+    if isinstance(part, type) and issubclass(part, Module):
+        raise TypeError(
+            f"{form}: {name} is the class {part.__name__}; give an object of it, as in {part.__name__}(...)"
+        )
+    if isinstance(kind, type) and issubclass(kind, Module) and not isinstance(part, kind):
+        raise TypeError(f"{form}: {name} must be {_article(kind.__name__)}, not {part!r:.100}")
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "AEIOU" else f"a {noun}"
 
 
 def made_state(scenario: Any) -> dict[str, Module]:

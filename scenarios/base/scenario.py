@@ -11,7 +11,7 @@ from typing import Any
 
 from modulekit.core.overlay import active, bakes_reads
 from scenarios.base import requests
-from scenarios.base.hooks import Hook
+from scenarios.base.hooks import Hook, checked_hooks
 from scenarios.base.moment import current_step
 from scenarios.base.parts import made_state, named_parts
 from scenarios.base.preflight import Preflight, preflight
@@ -20,7 +20,7 @@ from scenarios.base.repetition import Repetition, repeat
 from scenarios.base.replaying import Replay, replay
 from scenarios.base.result import Result
 from scenarios.base.run import Run
-from scenarios.base.settings import Settings
+from scenarios.base.settings import checked_settings
 from scenarios.base.verification import Verification, verify
 
 
@@ -68,7 +68,7 @@ class Scenario(abc.ABC):
     """
 
     def __init__(self, steps: int, **settings: Any) -> None:
-        self.settings = Settings(steps, **settings)
+        self.settings = checked_settings(type(self).__name__, steps, settings)
 
     batches_per_update: int = 1
 
@@ -234,4 +234,4 @@ class Scenario(abc.ABC):
             )
         state = made_state(self)
         named = named_parts(self.update, type(self).__name__, args, parts, state)
-        return Run(self, self.settings, {**named, **state}, data, eval_data, list(hooks), state)
+        return Run(self, self.settings, {**named, **state}, data, eval_data, checked_hooks(hooks), state)

@@ -1,7 +1,9 @@
 """The settings that every scenario has, checked when they are given."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -103,6 +105,26 @@ class Settings:
             if interval is not None:
                 stops.append((step // interval + 1) * interval)
         return min(stops)
+
+
+def checked_settings(scenario: str, steps: int, settings: Mapping[str, Any]) -> Settings:
+    """Returns the settings of a scenario, whose name is for messages.
+
+    Raises:
+      ValueError, TypeError: there is no such setting, or it is out of range.
+
+    >>> checked_settings("Supervised", 10, {"batchsize": 5})
+    Traceback (most recent call last):
+        ...
+    TypeError: Supervised has no setting 'batchsize': did you mean 'batch_size'?
+    """
+    known = [field.name for field in fields(Settings)]
+    for name in settings:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise TypeError(f"{scenario} has no setting {name!r}: {hint}")
+    return Settings(steps, **settings)
 
 
 def _check_number(name: str, value: Any, lowest: int) -> None:
