@@ -17,6 +17,7 @@ from interrupted_runs import saved, start, states
 from scenario_catalogue import ROW, STEPS, assert_bitwise, log_lines, uninterrupted
 
 from modulekit.checkpoints import CheckpointStore
+from modulekit.errors import CheckpointError
 from scenarios import events
 from scenarios.base.evaluating import Evaluator
 from scenarios.base.stopping import Stopping
@@ -197,14 +198,14 @@ def test_an_evaluation_is_abandoned_and_made_by_the_run_that_goes_on(
 ) -> None:
     means, asked = Evaluator.means, []
 
-    def interrupted_means(self: Evaluator, interrupted: Callable[[], bool]) -> dict[str, float] | None:
+    def interrupted_means(self: Evaluator, step: int, interrupted: Callable[[], bool]) -> dict[str, float] | None:
         def ask() -> bool:
             asked.append(True)
             if len(asked) == 8:  # the second batch of the third evaluation
                 signal.raise_signal(signal.SIGINT)
             return interrupted()
 
-        return means(self, ask)
+        return means(self, step, ask)
 
     monkeypatch.setattr(Evaluator, "means", interrupted_means)
     with pytest.raises(KeyboardInterrupt, match=r"^stopped after step 9 and saved"):
@@ -291,3 +292,30 @@ def test_a_file_stop_ends_the_run_is_removed_and_the_same_call_goes_on(tmp_path:
     assert_bitwise(state, states()[7])
     assert [line["reason"] for line in log_lines(tmp_path / "run")[-1:]] == ["the file STOP"]
     assert_lean_run_goes_on_to_the_same_end(tmp_path, 20)
+
+
+# Two runs and one directory.
+
+
+def test_a_directory_in_which_a_process_trains_is_refused_until_that_has_ended_however_it_ends(tmp_path: Path) -> None:
+    process = launch(tmp_path, hold=HOLD, steps_per_call=5, save_interval=10)
+    wait_for((tmp_path / "held").exists, process)
+    before = log_lines(tmp_path / "run")
+    with pytest.raises(CheckpointError) as caught:
+        ROW[NAME].start(save_dir=tmp_path / "run")
+    assert re.search(rf"run is in use by process {process.pid} on \S+: wait until it has ended, ", str(caught.value))
+    assert log_lines(tmp_path / "run") == before
+    process.kill()
+    process.communicate()
+    assert_bitwise(ROW[NAME].start(save_dir=tmp_path / "run")[1], uninterrupted(ROW[NAME])[1])
+
+
+def test_a_run_inside_another_one_s_hook_cannot_use_its_directory(tmp_path: Path) -> None:
+    def hook(event: events.Event) -> None:
+        if isinstance(event, events.Started):
+            ROW[NAME].start(save_dir=tmp_path)
+
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path} is in use by process {os.getpid()} on "):
+        ROW[NAME].start([hook], save_dir=tmp_path)
+    result, _ = ROW[NAME].start(save_dir=tmp_path)
+    assert result.step == STEPS

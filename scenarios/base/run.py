@@ -21,6 +21,7 @@ from scenarios.base.evaluating import Around, Evaluator
 from scenarios.base.feeding import Chunk, Fed, Feed, arrays_feed
 from scenarios.base.hooks import Hook, JsonLines
 from scenarios.base.identity import identity
+from scenarios.base.lock import sole_use
 from scenarios.base.loop import Loop
 from scenarios.base.manifest import write_manifest
 from scenarios.base.moment import at
@@ -70,7 +71,9 @@ class Run:
 
     def __call__(self) -> Result:
         """Trains, from the newest saved state if there is one."""
-        with self.prepared() as prepared:
+        if self.settings.directory is not None:
+            check_writable(self.settings.directory, "save_dir")
+        with sole_use(self.settings.directory), self.prepared() as prepared:
             saver, hooks, progress = prepared.saver, [*self.hooks], prepared.progress
             if self.settings.directory is not None:
                 write_manifest(self.settings.directory, self.identity(), progress.step, prepared.parameters)

@@ -107,7 +107,7 @@ class Scenario(abc.ABC):
         Raises:
           NonFiniteError: an update gave a loss that is not finite; it was not applied.
           KeyboardInterrupt: on Ctrl-C, after the current program has finished and the state is saved.
-          CheckpointError: the run's directory holds a state that does not fit.
+          CheckpointError: the run's directory holds a state that does not fit, or another process trains in it.
         """
         run = self._run(args, data, eval_data, hooks, parts)
         requests.respond(self.settings.directory, run)

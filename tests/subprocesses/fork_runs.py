@@ -41,14 +41,14 @@ def hold_in_phases(holding: interrupted_runs.Holding) -> None:
     """Makes evaluations wait after their first batch, and saves after they have begun, where they are to be held."""
     means, write = Evaluator.means, CheckpointStore._write
 
-    def held_means(self: Evaluator, interrupted: Callable[[], bool]) -> dict[str, float] | None:
+    def held_means(self: Evaluator, step: int, interrupted: Callable[[], bool]) -> dict[str, float] | None:
         batches = iter([lambda: None, lambda: holding.at("evaluating")])
 
         def asked() -> bool:
             next(batches, lambda: None)()
             return interrupted()
 
-        return means(self, asked)
+        return means(self, step, asked)
 
     def held_write(self: CheckpointStore, step: int, *state: Any) -> None:
         holding.at("saving", step)
