@@ -35,6 +35,7 @@ from modulekit.core.sharing import (
     variable_scope,
 )
 from modulekit.core.trial import trial
+from modulekit.core.untouched import untouched
 from modulekit.core.variable import Variable
 from modulekit.layers.attention import MultiHeadAttention
 from modulekit.layers.attention_cache import KeyValueCache
@@ -202,6 +203,7 @@ __all__ = [
     "summary",
     "switch",
     "trial",
+    "untouched",
     "value_and_grad",
     "variable_scope",
     "vmap",

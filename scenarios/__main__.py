@@ -1,4 +1,4 @@
-"""`python -m scenarios VERB DIRECTORY`: what can be done with the directory of a run; `--help` lists it."""
+"""`python -m scenarios VERB DIRECTORY`: what can be done with the directory of a run; `list` shows all plug-ins."""
 
 import sys
 
@@ -6,13 +6,14 @@ import tyro
 
 from modulekit.errors import CheckpointError
 from scenarios.commands import VERBS
+from scenarios.plugins import PluginError
 
 
 def main() -> None:
     """Reads the command line and does what it says; errors of the user's are said in a line."""
     try:
         tyro.extras.subcommand_cli_from_dict(VERBS, prog="python -m scenarios", description=__doc__)
-    except (CheckpointError, FileNotFoundError, FileExistsError, ValueError) as error:
+    except (CheckpointError, FileNotFoundError, FileExistsError, PluginError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

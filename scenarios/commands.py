@@ -1,10 +1,11 @@
 """The command line's verbs: what can be done with the directory of a run.
 
 `resume`, `evaluate`, `replay`, `reproduce` and `export` start the run's own program once more, since it alone makes the
-same models and data; `report` and `compare` read files.
+same models and data; `report` and `compare` read files. `list` needs no directory.
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,8 @@ from scenarios.base.run import Run
 from scenarios.base.saving import open_store
 from scenarios.evaluation.compare import compare as compare_runs
 from scenarios.evaluation.run_report import run_report
+from scenarios.listing import EXPORTERS, print_list
+from scenarios.plugins import PluginError, kind_of, load
 from scenarios.program import ask_program, start_again
 
 Directory = Annotated[Path, tyro.conf.Positional]
@@ -104,17 +107,26 @@ def replay(directory: Directory, step: int) -> None:
     print(f"{replayed}\n  {target}")
 
 
-def export(directory: Directory, to: Path, part: str = "model", step: Step = "latest") -> None:
+def export(
+    directory: Directory, to: Path, part: str = "model", step: Step = "latest", exporter: str = "bundle"
+) -> None:
     """Writes a model as a program that runs without this library.
 
     Args:
       directory: the run's directory.
-      to: the directory of the bundle.
+      to: the directory of the bundle, or what else the exporter writes.
       part: which part of the run it is, as the scenario calls it.
       step: of the state: its number, `latest` or `best`.
+      exporter: `bundle`, `onnx`, or that of a plug-in.
     """
-    found = ask_program(directory, functools.partial(_export, to=to.resolve(), part=part, step=step))
+    write = _exporter(exporter)
+    found = ask_program(directory, functools.partial(_export, to=to.resolve(), part=part, step=step, write=write))
     print(f"{part} after step {found}: {to}")
+
+
+def list_plugins() -> None:
+    """Lists scenarios, hooks and exporters: the built-in ones, and those of plug-ins, with what is wrong with them."""
+    print_list()
 
 
 def _number(run: Run, step: Step) -> int | None:
@@ -138,7 +150,14 @@ def _evaluate(run: Run, step: Step) -> tuple[int, Any]:
         return prepared.progress.step, prepared.evaluator.means(prepared.progress.step)
 
 
-def _export(run: Run, to: Path, part: str, step: Step) -> int:
+def _exporter(name: str) -> Callable[..., None]:
+    found: Callable[..., None] = EXPORTERS[name] if name in EXPORTERS else load(name)
+    if kind_of(found) != "exporter":
+        raise PluginError(f"the plug-in {name!r} is a {kind_of(found)}, and no exporter")
+    return found
+
+
+def _export(run: Run, to: Path, part: str, step: Step, write: Callable[..., None]) -> int:
     if part not in run.parts or not isinstance(run.parts[part], mk.Module):
         modules = [name for name, value in run.parts.items() if isinstance(value, mk.Module)]
         raise CheckpointError(f"the run has no part {part!r} to export: {', '.join(modules)}")
@@ -147,8 +166,11 @@ def _export(run: Run, to: Path, part: str, step: Step) -> int:
         batch = prepared.feed.batch if not isinstance(run.examples, Arrays) else run.examples.take(slice(0, 2))
         inputs = batch[0] if isinstance(batch, tuple | list) else batch
         options: dict[str, Any] = {"is_training": False} if needs_is_training(model) else {}
-        mk.export.save(to, model, inputs, **options)
+        write(to, model, inputs, **options)
         return prepared.progress.step
 
 
-VERBS = {verb.__name__: verb for verb in (resume, evaluate, report, compare, reproduce, replay, export)}
+VERBS: dict[str, Callable[..., None]] = {
+    **{verb.__name__: verb for verb in (resume, evaluate, report, compare, reproduce, replay, export)},
+    "list": list_plugins,
+}

@@ -53,18 +53,23 @@ class Supervised(Scenario):
 
     def check(self, data: Arrays, eval_data: Arrays | None, *, model: Any, optimizer: mk.Optimizer, loss: Loss) -> None:
         """Raises `ValueError` where an integer target is no class of the model."""
-        for which, examples in (("data", data), ("eval_data", eval_data)):
-            if examples is None:
-                continue
-            inputs, targets = pair(examples.arrays, which)
-            if loss is not mk.losses.softmax_cross_entropy or not np.issubdtype(targets.dtype, np.integer):
-                continue
-            example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-            outputs = mk.build(lambda x: call_model(model, x, False), example)
-            try:
-                check_labels(targets, outputs.shape[-1])
-            except ValueError as error:
-                raise ValueError(f"{which}[1]: {error}") from None
+        check_classes(model, loss, data, eval_data)
+
+
+def check_classes(model: Any, loss: Loss, data: Arrays | None, eval_data: Arrays | None) -> None:
+    """Raises `ValueError` where data is no pair (inputs, targets), or an integer target is no class of the model."""
+    for which, examples in (("data", data), ("eval_data", eval_data)):
+        if examples is None:
+            continue
+        inputs, targets = pair(examples.arrays, which)
+        if loss is not mk.losses.softmax_cross_entropy or not np.issubdtype(targets.dtype, np.integer):
+            continue
+        example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+        outputs = mk.build(lambda x: call_model(model, x, False), example)
+        try:
+            check_labels(targets, outputs.shape[-1])
+        except ValueError as error:
+            raise ValueError(f"{which}[1]: {error}") from None
 
 
 def pair(arrays: Any, which: str) -> tuple[Any, Any]:

@@ -15,7 +15,8 @@ import scenarios
 ROOT = Path(__file__).parents[1]
 NAMESPACES = {
     "modulekit": None, "modulekit.data": None, "modulekit.nets": None, "modulekit.optimizers": None, "scenarios": None,
-    "scenarios.evaluation": None, "scenarios.hooks": None,
+    "scenarios.aggregation": None, "scenarios.ensemble": None, "scenarios.evaluation": None, "scenarios.gan": None,
+    "scenarios.hooks": None, "scenarios.plugins": None, "scenarios.testing": None,
     "modulekit.initializers": "Initializer", "modulekit.losses": "", "modulekit.metrics": None, "modulekit.errors": "",
     "modulekit.mixed_precision": "",
     "modulekit.checkpoints": "", "modulekit.pad": "", "modulekit.regularizers": "", "modulekit.nets.resnet": "",

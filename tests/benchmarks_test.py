@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.benchmarks import run_overhead, step_overhead, timing, transform_overhead
+from tests.benchmarks import gan_overhead, run_overhead, step_overhead, timing, transform_overhead
 
 
 def test_the_contenders_for_a_run_all_train_and_say_how_long_a_step_takes() -> None:
@@ -19,6 +19,11 @@ def test_the_contenders_for_a_run_all_train_and_say_how_long_a_step_takes() -> N
         run_overhead.scan_loop(data, run_overhead.SMALL, 40, length=10),
     ]
     assert all(0 < value < 1 for value in seconds)
+
+
+def test_the_contenders_for_a_gan_train_and_say_how_long_an_update_takes() -> None:
+    data = gan_overhead.made_data()
+    assert all(0 < contender(data, 20, 2) < 1 for contender in (gan_overhead.scenario, gan_overhead.loop))
 
 
 @pytest.mark.parametrize("depth", [3, 8])

@@ -113,6 +113,7 @@ def test_a_run_report_tells_a_run_that_ended(runs: tuple[Path, Path]) -> None:
     best = min(losses, key=lambda step: losses[step])
     assert f"Best evaluation: loss {losses[best]:.6g} after step {best}." in text
     assert "| eval_loss |" in text
+    assert "| setting    | value |" in text and "| batch_size | 16    |" in text
     assert "![Curves](run.png)" in text
     assert matplotlib.image.imread(path.parent / "run.png")[..., :3].std() > 0.02
 

@@ -251,6 +251,16 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "embed_test.py::test_each_token_becomes_its_vector": ("Embed",),
     "gradient_rules_test.py::test_scaling_changes_the_gradient_and_nothing_else": ("scale_gradient",),
     "gradient_rules_test.py::test_clipping_stops_only_the_gradient_that_leads_further_away": ("leaky_clip_by_value",),
+    "gan_losses_test.py::test_losses_are_their_equations": (
+        "hinge_d", "least_squares_d", "least_squares_g", "minimax_d", "minimax_g", "non_saturating_g", "relativistic_d",
+        "relativistic_g", "wasserstein_d", "wasserstein_g",
+    ),
+    "gan_losses_test.py::test_r1_is_the_squared_slope_by_finite_differences": ("r1_penalty",),
+    "gan_losses_test.py::test_the_gradient_penalty_is_its_equation_by_finite_differences": ("gradient_penalty",),
+    "gan_measures_test.py::test_the_distance_is_that_of_scipys_matrix_root": ("frechet_distance",),
+    "gan_measures_test.py::test_precision_and_recall_are_the_papers": ("precision_and_recall",),
+    "gan_measures_test.py::test_points_of_the_ring_are_around_its_modes_with_its_deviation": ("RingOfGaussians",),
+    "gan_test.py::test_two_hundred_updates_are_those_of_a_loop_by_hand": ("GAN",),
     "initializers_test.py::test_constants": (
         "Zeros", "Ones", "Constant", "initializers.Identity",
     ),

@@ -499,6 +499,25 @@ def test_minimize_returns_the_loss_before_its_step(listed: bool) -> None:
     assert [float(compiled()) for _ in range(50)][-1] < 0.05 * first
 
 
+def test_minimize_hands_out_what_the_loss_returns_beside_it() -> None:
+    found = []
+    for has_aux in (False, True):
+        w, optimizer = mk.Variable(jnp.array([1.0, -2.0]), name="w"), optimizers.Adam(0.1)
+
+        def loss(w: Any = w, has_aux: bool = has_aux) -> Any:
+            value = jnp.square(w.value).sum()
+            return (value, {"norm": jnp.sqrt(value)}) if has_aux else value
+
+        step = mk.jit(
+            lambda optimizer=optimizer, loss=loss, w=w, aux=has_aux: optimizer.minimize(loss, [w], has_aux=aux)
+        )
+        found.append((step(), w.numpy()))
+    (plain, first), ((value, aux), second) = found
+    assert float(value) == float(plain) == 5.0
+    assert float(aux["norm"]) == pytest.approx(5**0.5)
+    assert first.tobytes() == second.tobytes()
+
+
 def test_minimize_changes_nothing_but_its_list() -> None:
     model, loss = quadratic()
     loss()

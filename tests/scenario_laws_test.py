@@ -24,6 +24,8 @@ from scenario_catalogue import (
 )
 
 import modulekit as mk
+import scenarios
+from modulekit.checkpoints import CheckpointStore
 from modulekit.core.randomness import default_stream
 from modulekit.data import batch_indices
 from scenarios import events
@@ -40,6 +42,26 @@ def test_steps_per_call_changes_no_bit(row: ScenarioRow, steps_per_call: int | N
     assert_bitwise(state, expected_state)
     assert result == expected
     assert result.step == STEPS
+
+
+class Backwards(scenarios.Scenario):
+    """Returns metrics in an order that is not the alphabet's."""
+
+    def update(self, batch: Any, *, total: Any) -> Any:
+        total.w.assign_add(batch.sum())
+        return {"z": total.w.value, "a": -total.w.value}
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_metrics_keep_the_order_of_the_update(steps_per_call: int, tmp_path: Path) -> None:
+    total = mk.Module()
+    total.w = mk.Variable(0.0, name="w")
+    fit = Backwards(8, batch_size=2, log_interval=4, steps_per_call=steps_per_call, save_dir=tmp_path, progress=False)
+    result = fit(total, data=np.ones([8], np.float32))
+    assert [list(row) for row in result.history] == [["step", "z", "a"]] * 2
+    store = CheckpointStore(tmp_path / "states")
+    assert store.record(8)["progress"]["losses"] == [2.0 * step for step in range(1, 9)]  # those of the first metric
+    store.close()
 
 
 @every_row

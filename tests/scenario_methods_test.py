@@ -1,6 +1,8 @@
 """What a scenario may define beside `update`: which examples, a state of its own, measurements, pictures, alarms."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,73 @@ def test_what_is_measured_stands_beside_the_means_for_raw_and_averaged_weights()
     assert result.metrics["size"] != result.metrics["ema_size"]
     assert result.metrics["draw"] == result.metrics["ema_draw"]
     assert [row["eval_at"] for row in result.history if "eval_at" in row] == [20, 40, 60]
+
+
+class Watching(Means):
+    """Tells in its evaluation which step it is, and measures what the evaluation has found."""
+
+    def evaluate(self, batch: Any, **parts: Any) -> dict[str, Any]:
+        return {"at": jnp.full(len(batch), self.step), "value": batch}
+
+    def measure(self, eval_data: Any, **parts: Any) -> dict[str, Any]:
+        return {"twice": 2 * self.means["value"], "means": len(self.means)}
+
+
+def test_an_evaluation_is_that_of_its_step_and_a_measurement_sees_its_means() -> None:
+    scenario = Watching(6, batch_size=4, eval_interval=2, eval_batch_size=3, **QUIET)
+    layer = mk.Linear(1)
+    layer(jnp.ones([1, 1]))
+    result = scenario(layer, data=np.ones([8], np.float32), eval_data=np.arange(8, dtype=np.float32))
+    evaluations = [row for row in result.history if "eval_at" in row]
+    assert [row["eval_at"] for row in evaluations] == [2.0, 4.0, 6.0]
+    assert result.metrics == {"at": 6.0, "value": 3.5, "twice": 7.0, "means": 2.0}
+    with pytest.raises(RuntimeError, match=r"^the means of an evaluation are known in `measure` while a run calls it"):
+        _ = scenario.means
+
+
+class Gathered(Looking):
+    """Notes each context around its updates, in which another variable stands for the weights."""
+
+    def __init__(self, steps: int, **settings: Any) -> None:
+        super().__init__(steps, **settings)
+        self.entered: list[Any] = []
+
+    @contextmanager
+    def around(self, batch: Any, *, model: Any, **parts: Any) -> Iterator[None]:
+        self.entered.append(batch.shape)
+        before = model.w.current()
+        model.w.assign(2 * before)
+        yield
+        model.w.assign(model.w.current() / 2)
+
+
+def test_a_loop_runs_in_the_context_that_a_scenario_puts_around_it() -> None:
+    case = LOOKING.fresh()
+    scenario = Gathered(**{**case.settings, "steps": 14})
+    mk.build(case.parts["model"], [1, 3])
+    first = case.state()["model.w"]
+    scenario(data=case.data, **{**case.parts, "optimizer": mk.optimizers.SGD(0.0)})
+    assert set(scenario.entered) == {(2, 5, 3)}
+    np.testing.assert_array_equal(case.state()["model.w"], first)
+    entered = len(scenario.entered)
+    for settings in (
+        {"steps_per_call": 1},
+        {"ema_decay": 0.5},
+    ):  # no loop; and an average reads the weights of each step
+        other = Gathered(**{**case.settings, "steps": 14, **settings})
+        other(data=case.data, **{**case.parts, "optimizer": mk.optimizers.SGD(0.0)})
+        assert not other.entered
+    assert len(scenario.entered) == entered
+
+
+def test_lists_of_models_are_averaged_and_lists_of_optimizers_have_slots() -> None:
+    case = ROW["mixed_ensemble"].fresh()
+    result = case.run(steps=20, ema_decay=0.5)
+    assert result.ema is not None
+    weights = [model.trainable_variables[-1] for model in case.parts["models"]]
+    assert all(np.abs(result.ema[w].numpy() - w.numpy()).max() > 0 for w in weights)
+    report = case.scenario(**{**case.settings, "steps": 20}).preflight(**case.parts, data=case.data, overfit=False)
+    assert {part.name: part.is_optimizer for part in report.parts} == {"models": False, "optimizers": True}
 
 
 def test_measurements_need_no_evaluation_data() -> None:

@@ -87,16 +87,17 @@ class Optimizer(Module):
         _, gradients = value_and_grad(loss, variables)()
         return list(zip(gradients, targets_in(variables), strict=True))
 
-    def minimize(self, loss: Callable[[], Any], variables: Targets, weight: Any = 1.0) -> Any:
+    def minimize(self, loss: Callable[[], Any], variables: Targets, weight: Any = 1.0, *, has_aux: bool = False) -> Any:
         """Takes one step down the gradient of a loss, and returns the loss before the step.
 
         Args:
-          loss: a function without arguments that returns a scalar.
+          loss: a function without arguments that returns a scalar, or `(scalar, aux)` with `has_aux`.
           variables: variables; modules stand for their trainable variables.
           weight: how many examples the loss is the mean of, a number or a scalar array. It matters where the gradients of
             several batches make one step, as in `Accumulated`.
+          has_aux: whether `loss` returns something beside the loss; then so does `minimize`, `(loss, aux)`.
         """
-        value, gradients = value_and_grad(loss, variables)()
+        value, gradients = value_and_grad(loss, variables, has_aux)()
         targets = targets_in(variables)
         if targets or not _holds_frozen(variables):
             apply_mean(self, gradients, targets, weight)

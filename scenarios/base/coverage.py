@@ -17,7 +17,8 @@ from modulekit.core.overlay import active
 from modulekit.core.storage import stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint, plain
-from scenarios.base.parts import rendered, variables_by_path
+from scenarios.base.moment import at
+from scenarios.base.parts import is_optimizer, rendered, variables_by_path
 
 Function = Callable[..., Any]
 NOT_READ = "no metric and no other variable depends on it"
@@ -71,7 +72,7 @@ class Use:
     """
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
-        self._parts = {name: part for name, part in parts.items() if not isinstance(part, mk.Optimizer)}
+        self._parts = {name: part for name, part in parts.items() if not is_optimizer(part)}
         self._ran: set[int] = set()
         self._used: set[Variable] = set()
         self._written: set[Variable] = set()
@@ -84,7 +85,8 @@ class Use:
 
     def see_evaluation(self, evaluate: Function, batch: Any) -> None:
         """Traces an evaluation of a batch of `jax.ShapeDtypeStruct`s."""
-        found = mk.footprint(self._watched(evaluate), batch)
+        with at(0):
+            found = mk.footprint(self._watched(evaluate), batch)
         self._used.update(found.reads, found.writes)
 
     def see_update(self, update: Function, batch: Any) -> None:

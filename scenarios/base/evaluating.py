@@ -13,7 +13,7 @@ import numpy as np
 import modulekit as mk
 from modulekit.core.randomness import default_stream
 from modulekit.data import Arrays, evaluation_batches
-from scenarios.base.moment import at
+from scenarios.base.moment import at, found
 
 Around = Callable[[], AbstractContextManager[Any]]
 
@@ -45,7 +45,7 @@ class Evaluator:
         measure: Callable[[], Mapping[str, Any]] | None = None,
         pictures: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        self._evaluate = None if evaluate is None else mk.jit(evaluate)
+        self._evaluate = None if evaluate is None else compiled(evaluate)
         self._data = data
         self._batch_size = batch_size
         self._views: dict[str, Around] = dict(views) if views else {"": nullcontext}
@@ -59,24 +59,25 @@ class Evaluator:
           step: the number of updates before.
           interrupted: whether to give up, and return None.
         """
-        found: dict[str, float] = {}
+        seen: dict[str, float] = {}
         for prefix, around in self._views.items():
             with self._looking(around, step):
-                means = self._means(interrupted)
+                means = self._means(step, interrupted)
                 if means is None:
                     return None
-                measured = {} if self._measure is None else numbers(self._measure())
-            found.update((prefix + name, value) for name, value in {**means, **measured}.items())
-        return found
+                with found(means):
+                    measured = {} if self._measure is None else numbers(self._measure())
+            seen.update((prefix + name, value) for name, value in {**means, **measured}.items())
+        return seen
 
     def pictures(self, step: int) -> dict[str, np.ndarray[Any, Any]]:
         """Returns the pictures after a step, by name."""
-        found: dict[str, np.ndarray[Any, Any]] = {}
+        seen: dict[str, np.ndarray[Any, Any]] = {}
         for prefix, around in self._views.items() if self._pictures is not None else ():
             with self._looking(around, step):
                 drawn = self._pictures() if self._pictures is not None else {}
-            found.update((prefix + name, np.asarray(picture)) for name, picture in drawn.items())
-        return found
+            seen.update((prefix + name, np.asarray(picture)) for name, picture in drawn.items())
+        return seen
 
     @contextmanager
     def _looking(self, around: Around, step: int) -> Iterator[None]:
@@ -84,7 +85,7 @@ class Evaluator:
         with around(), at(step):
             yield
 
-    def _means(self, interrupted: Callable[[], bool]) -> dict[str, float] | None:
+    def _means(self, step: int, interrupted: Callable[[], bool]) -> dict[str, float] | None:
         if self._evaluate is None or self._data is None:
             return None if interrupted() else {}
         totals: dict[str, float] = {}
@@ -92,10 +93,21 @@ class Evaluator:
         for part in evaluation_batches(size, min(self._batch_size, size)):
             if interrupted():
                 return None
-            values = self._evaluate(self._data.take(part))
+            values = self._evaluate(self._data.take(part), np.int32(step))
             for name, column in per_example(values, len(range(size)[part])).items():
                 totals[name] = totals.get(name, 0.0) + float(np.sum(column, dtype=np.float64))
         return {name: total / size for name, total in totals.items()}
+
+
+def compiled(evaluate: Callable[[Any], Mapping[str, Any]]) -> Callable[[Any, Any], Mapping[str, Any]]:
+    """Returns an evaluation as one program, of a batch and the number of updates before."""
+
+    @mk.jit
+    def evaluate_after(batch: Any, step: Any) -> Mapping[str, Any]:
+        with at(step):
+            return evaluate(batch)
+
+    return evaluate_after
 
 
 def per_example(values: Any, size: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -104,6 +104,22 @@ def own_settings(scenario: Any) -> dict[str, Any]:
     return {name: describe(value) for name, value in found.items() if value is not _NOWHERE}
 
 
+def in_words(scenario: Any, settings: Settings) -> str:
+    """Returns the call that makes a scenario: the settings that it adds, and the common ones that are not the defaults.
+
+    >>> class Warmed:
+    ...     def __init__(self, steps, temperature, **settings):
+    ...         self.temperature = temperature
+    >>> in_words(Warmed(10, temperature=2.0), Settings(10, batch_size=8))
+    'Warmed(steps=10, batch_size=8, temperature=2.0)'
+    """
+    common = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    defaults = {f.name: f.default for f in fields(settings)}
+    told = {name: value for name, value in common.items() if value != defaults[name]}
+    listed = ", ".join(f"{name}={value!r}" for name, value in {**told, **own_settings(scenario)}.items())
+    return f"{type(scenario).__name__}({listed})"
+
+
 def describe(value: Any) -> Any:
     """Returns a value as JSON can hold it: functions by name, modules by the call that made them.
 

@@ -7,6 +7,7 @@ from typing import Any
 from modulekit.core import collect
 from modulekit.core.module import Module
 from modulekit.core.variable import Variable
+from modulekit.optimizers import Optimizer
 
 
 def named_parts(
@@ -70,6 +71,18 @@ def made_state(scenario: Any) -> dict[str, Module]:
     """Returns the modules that a scenario makes for one run, by name; none where it has no method `state`."""
     method = getattr(scenario, "state", None)
     return {} if method is None else dict(method())
+
+
+def is_optimizer(part: Any) -> bool:
+    """Returns whether a part is an optimizer, or a list of optimizers.
+
+    >>> import modulekit as mk
+    >>> is_optimizer([mk.optimizers.SGD(0.1)]), is_optimizer(mk.Linear(1)), is_optimizer([])
+    (True, False, False)
+    """
+    if isinstance(part, list | tuple):
+        return bool(part) and all(isinstance(item, Optimizer) for item in part)
+    return isinstance(part, Optimizer)
 
 
 def variables_by_path(parts: Mapping[str, Any]) -> dict[str, Variable]:

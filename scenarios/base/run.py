@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import modulekit as mk
 from modulekit.averaging import WeightAverage
 from modulekit.checkpoints import CheckpointStore, check_writable
+from modulekit.core.module import modules_in
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 from modulekit.data import Arrays, Pipeline, Stream, stream
 from scenarios.base.batches import GroupedBatches, Indices, chosen
-from scenarios.base.evaluating import Around, Evaluator
+from scenarios.base.evaluating import Around, Evaluator, compiled
 from scenarios.base.feeding import Chunk, Fed, Feed, arrays_feed
 from scenarios.base.hooks import Hook, JsonLines
 from scenarios.base.identity import identity
@@ -26,7 +28,7 @@ from scenarios.base.loop import Loop
 from scenarios.base.manifest import write_manifest
 from scenarios.base.moment import at
 from scenarios.base.nonfinite import NonFiniteError, examine, keep
-from scenarios.base.parts import ties_by_path, variables_by_path
+from scenarios.base.parts import is_optimizer, ties_by_path, variables_by_path
 from scenarios.base.progress import progress_hook
 from scenarios.base.result import Result
 from scenarios.base.saving import Progress, Saver, holds_states, open_store, progress_in
@@ -150,7 +152,8 @@ class Run:
 
     def choose(self, step: int, count: int) -> Indices:
         """Returns which examples in memory updates take, `[count, ..., batch]`."""
-        assert isinstance(self.examples, Arrays), "a stream brings its own batches"
+        if not isinstance(self.examples, Arrays):
+            raise TypeError(f"a stream brings its own batches: {self.examples.describe()}")
         return chosen(self.scenario, self.settings, self.examples.size, step, count)
 
     def bare_update(self, batch: Any, step: Any = 0) -> Any:
@@ -163,7 +166,7 @@ class Run:
         """The same, with the average of the weights behind it."""
         if self.settings.ema_decay is None:
             return self.bare_update
-        modules = {n: p for n, p in self.parts.items() if isinstance(p, mk.Module) and not isinstance(p, mk.Optimizer)}
+        modules = {n: p for n, p in self.parts.items() if not is_optimizer(p) and next(modules_in(p), None) is not None}
         self._average = average = WeightAverage(self.settings.ema_decay, modules, name="ema")
 
         def averaging(batch: Any, step: Any = 0) -> Any:
@@ -182,7 +185,7 @@ class Run:
     @functools.cached_property
     def _evaluate_batch(self) -> Function | None:
         """The evaluation of the examples of an update that was not finite, compiled once."""
-        return None if self.evaluate is None else mk.jit(self.evaluate)
+        return None if self.evaluate is None else compiled(self.evaluate)
 
     def _feed(self, saved: Progress) -> Feed:
         """Returns what brings the examples, from where the saved run stands."""
@@ -198,10 +201,12 @@ class Run:
     def _stepper(self, feed: Feed, in_loop: bool | None) -> Stepper:
         s = self.settings
         chosen = None if s.steps_per_call is None else min(s.steps_per_call, max(s.steps, 1))
-        return Stepper(self.update, feed.batch, self._slots, s.seed, chosen, in_loop)
+        around = self.method("around") if s.ema_decay is None else None  # averages read the weights of each step
+        within = None if around is None else functools.partial(around, **self.parts)
+        return Stepper(self.update, feed.batch, self._slots, s.seed, chosen, in_loop, within)
 
     def _slots(self) -> set[Variable]:
-        optimizers = {name: part for name, part in self.parts.items() if isinstance(part, mk.Optimizer)}
+        optimizers = {name: part for name, part in self.parts.items() if is_optimizer(part)}
         return set(variables_by_path(optimizers).values())
 
     def _evaluator(self) -> Evaluator | None:
@@ -259,7 +264,9 @@ class Run:
         written = {held.get(v, v.name): value for v, value in zip(stepper.variables, values, strict=True)}
         indices = None if chunk.indices is None else chunk.indices[index].reshape(-1)
         batch = self._flat(chunk.batch(index))
-        error = examine(progress.step + 1, metrics, indices, batch, written, self._evaluate_batch, progress.losses)
+        program = self._evaluate_batch
+        evaluate = None if program is None else functools.partial(program, step=np.int32(progress.step))
+        error = examine(progress.step + 1, metrics, indices, batch, written, evaluate, progress.losses)
         if self.settings.directory is not None:
             folder = keep(error, metrics, indices, batch, self.settings.directory)
             error.add_note(f"its examples and the losses before it are in {folder}")

@@ -12,7 +12,8 @@ from typing import Any
 from modulekit.core.overlay import active, bakes_reads
 from scenarios.base import requests
 from scenarios.base.hooks import Hook, checked_hooks
-from scenarios.base.moment import current_step
+from scenarios.base.identity import in_words
+from scenarios.base.moment import current_means, current_step
 from scenarios.base.parts import made_state, named_parts
 from scenarios.base.preflight import Preflight, preflight
 from scenarios.base.rehearsal import rehearse
@@ -33,7 +34,8 @@ class Scenario(abc.ABC):
     - `evaluate(self, batch, *, ...)`: returns a dict of arrays `[batch]`, one value per example; their means are exact for
       any batch size.
     - `measure(self, eval_data, *, ...)`: returns a dict of numbers that are no means over examples. It is called at each
-      evaluation, outside of any program, with `mk.data.Arrays`, or None where there is no evaluation data.
+      evaluation, outside of any program, with `mk.data.Arrays`, or None where there is no evaluation data. `self.means` are
+      then the means that `evaluate` has given.
     - `pictures(self, eval_data, *, ...)`: returns a dict of pictures `[height, width]` or `[height, width, 3]` with values
       in [0, 1], which each evaluation writes to `pictures` in the run's directory.
     - `alarms(self, metrics)`: returns sentences about what is wrong, from the metrics of an evaluation.
@@ -44,6 +46,9 @@ class Scenario(abc.ABC):
     - `indices(self, size, step, count)`: returns which of `size` examples in memory updates take, `[count, ..., batch]`,
       from the settings and the number of updates before; batches have these axes. Where there is no such method, an update
       takes `batches_per_update` batches: `[batch]`, or `[batches_per_update, batch]` where that is above 1.
+    - `example(cls)`: a class method that returns a small `scenarios.testing.Case`, on which `check_scenario` tries it.
+    - `around(self, batch, *, ...)`: returns a context in which a compiled loop runs its updates: what is cheaper to do once
+      than before each of them. `batch` has the structure of their examples. An update must also do without it.
 
     `self.step` is the number of updates before, in `update`, `evaluate`, `measure` and `pictures`. Random numbers are
     functions of the seed and the step.
@@ -70,12 +75,20 @@ class Scenario(abc.ABC):
     def __init__(self, steps: int, **settings: Any) -> None:
         self.settings = checked_settings(type(self).__name__, steps, settings)
 
+    def __repr__(self) -> str:
+        return in_words(self, self.settings)
+
     batches_per_update: int = 1
 
     @property
     def step(self) -> Any:
         """The number of updates before the one that runs, or before the evaluation: in programs a scalar array."""
         return current_step()
+
+    @property
+    def means(self) -> Mapping[str, float]:
+        """The means of `evaluate` over all evaluation examples, in `measure`; empty where there are none."""
+        return current_means()
 
     @abc.abstractmethod
     def update(self, batch: Any, *args: Any, **parts: Any) -> Mapping[str, Any]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import modulekit as mk
 from modulekit.core.describe import table
 from modulekit.core.variable import Variable
-from scenarios.base.parts import variables_by_path
+from scenarios.base.parts import is_optimizer, variables_by_path
 from scenarios.base.settings import Settings
 
 
@@ -42,8 +41,8 @@ def part_sizes(parts: Mapping[str, Any]) -> tuple[PartSize, ...]:
         counted.update(own)
         if own:
             trainable = sum(v.size for v in own if v.trainable)
-            numbers, is_optimizer = sum(v.size for v in own), isinstance(part, mk.Optimizer)
-            found.append(PartSize(name, numbers, trainable, bytes_of(own), is_optimizer))
+            numbers = sum(v.size for v in own)
+            found.append(PartSize(name, numbers, trainable, bytes_of(own), is_optimizer(part)))
     return tuple(found)
 
 

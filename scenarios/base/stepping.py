@@ -13,6 +13,7 @@ and with it the last bits, so that the two forms would differ.
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -42,6 +43,7 @@ class Stepper:
       seed: of the random numbers; those of step k are a function of (seed, k).
       steps_per_call: how many steps one program runs at most; None measures and chooses.
       in_loop: False runs one step at a time, as an earlier part of the run has found to be faster.
+      around: returns a context in which a loop runs its updates, from the structure of a batch; None for none.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Stepper:
         seed: int,
         steps_per_call: int | None,
         in_loop: bool | None = None,
+        around: Callable[[Any], AbstractContextManager[None]] | None = None,
     ) -> None:
         self._update = update
+        self._around = around
         self._slots = slots
         self._seed = seed
         self.pacing = Pacing(steps_per_call, in_loop)
@@ -110,7 +114,8 @@ class Stepper:
         began = perf_counter()
         run = self._run_loop if in_loop else self._run_one_by_one
         done, metrics = run(chunk, step, meanwhile)
-        values = {name: np.asarray(column)[: min(done + 1, count)] for name, column in metrics.items()}
+        seen = min(done + 1, count)
+        values = {name: np.asarray(metrics[name])[:seen] for name in self._names}  # a loop gives them by the alphabet
         self.pacing.learn(in_loop, count, perf_counter() - began)
         return done, values
 
@@ -143,7 +148,7 @@ class Stepper:
 
     def _step(self, source: Any, row: Any, step: Any) -> dict[str, Any]:
         self._restart_stream(step)
-        metrics = checked_metrics(self._update(jax.tree.map(lambda array: array[row], source), step))
+        metrics = checked_metrics(self._update(_examples(source, row), step))
         return {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
 
     def _guarded(self) -> list[Any]:
@@ -171,13 +176,20 @@ class Stepper:
             columns = {name: column.at[index].set(metrics[name]) for name, column in columns.items()}
             return index + 1, _all_finite(metrics.values()), columns
 
-        _, finite, columns = self._loop(body, rows, count)
+        batch = jax.eval_shape(_examples, source, rows[0])
+        with nullcontext() if self._around is None else self._around(batch):
+            _, finite, columns = self._loop(body, rows, count)
         return finite & _all_finite(self._guarded()), columns
 
     def _loop(self, body: Callable[[Any], Any], rows: Any, count: Any) -> Any:
         columns = {name: jnp.zeros([rows.shape[0]], jnp.float32) for name in self._names}
         start = (jnp.zeros([], jnp.int32), jnp.ones([], bool), columns)
-        return mk.while_loop(lambda s: (s[0] < count) & s[1], body, start, known=self.footprint.copy())
+        known = self.footprint.copy() if self._around is None else None  # inside it, other variables may be written
+        return mk.while_loop(lambda s: (s[0] < count) & s[1], body, start, known=known)
+
+
+def _examples(source: Any, row: Any) -> Any:
+    return jax.tree.map(lambda array: array[row], source)
 
 
 def _all_finite(values: Iterable[Any]) -> Any:

@@ -123,3 +123,22 @@ def _show(axes: Any, image: Array | None) -> None:
     top = 255.0 if image.dtype == np.uint8 else 1.0
     values = np.clip(values / top, 0, 1)
     axes.imshow(values[..., 0] if values.shape[-1] == 1 else values, cmap="gray", vmin=0, vmax=1)
+
+
+def draw_ensemble(accuracies: Mapping[str, float], disagreement: Array, curve: tuple[Array, Array], path: Path) -> None:
+    """Draws the accuracy of each member and of the average, who disagrees with whom, and the risk by coverage."""
+    drawn = figure(12, 4)
+    bars, matrix, risk = drawn.subplots(1, 3)
+    names = list(accuracies)
+    colors = ["tab:orange" if name == names[-1] else "tab:blue" for name in names]
+    bars.barh(range(len(names)), list(accuracies.values()), color=colors)
+    bars.set(yticks=range(len(names)), yticklabels=names, xlabel="accuracy", title="Members and average")
+    lowest = min(accuracies.values())
+    bars.set_xlim(max(0.0, lowest - 0.5 * (1 - lowest) - 0.01), 1)
+    bars.invert_yaxis()
+    image = matrix.imshow(disagreement, vmin=0, cmap="viridis")
+    matrix.set(xlabel="member", ylabel="member", title="Disagreement")
+    drawn.colorbar(image, ax=matrix)
+    risk.plot(*curve)
+    risk.set(xlim=(0, 1), ylim=(0, None), xlabel="coverage", ylabel="risk", title="Risk of the average, by coverage")
+    drawn.savefig(path)

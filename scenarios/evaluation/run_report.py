@@ -59,6 +59,9 @@ def _markdown(record: Record) -> str:
     best = best_evaluation(record)
     if best is not None:
         parts.append(f"Best evaluation: loss {best[1]:.6g} after step {best[0]}.")
+    settings = list(flat(record.manifest.get("settings") or {}))
+    if settings:
+        parts += ["## Settings", table(["setting", "value"], settings)]
     spent = _spent(record.last("seconds"))
     if spent:
         total = sum(spent.values())

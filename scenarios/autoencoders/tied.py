@@ -1,29 +1,32 @@
 """An autoencoder whose decoder uses the encoder's weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import jax
 
 import modulekit as mk
 from modulekit.data import Arrays
+from scenarios.autoencoders.images import checked_shape, first_examples, one_array, quality, rows
+from scenarios.autoencoders.likelihood import Loss, mean_of
+from scenarios.base.calling import call_model
 from scenarios.base.parts import variables_by_path
 from scenarios.base.scenario import Scenario
-
-Loss = Callable[[Any, Any], jax.Array]
 
 
 class TiedAutoencoder(Scenario):
     """Trains an encoder and a decoder to reproduce their input: `min E[loss(decoder(encoder(x)), x)]`.
 
     `TiedAutoencoder(steps, ...)(encoder, decoder, optimizer, loss, data=inputs, eval_data=inputs)`. The loss gets the
-    decoder's outputs (logits, for a cross-entropy) and the inputs, and returns one value per example, `[batch]`. A weight
-    that both use is one variable: it gets one gradient, the sum over both uses, and counts once.
+    decoder's outputs (logits, for a cross-entropy) and the inputs, and returns one value per example, `[batch]`. A
+    weight that both use is one variable: it gets one gradient, the sum over both uses, and counts once. Evaluations of
+    images, and those with a sigmoid cross-entropy, also have the PSNR in decibels; images are drawn above their
+    reconstructions.
 
     Args:
       steps: the number of updates.
       tied: whether every weight matrix of the decoder must be one of the encoder's; False trains a pair that shares
         nothing, for comparison.
+      image_shape: height and width, and 1 or 3 channels where there are any, of the images that inputs which are rows
+        stand for; None draws those inputs only that are images themselves.
       **settings: see `scenarios.Settings`.
 
     >>> import modulekit as mk, numpy as np
@@ -34,22 +37,37 @@ class TiedAutoencoder(Scenario):
     26
     """
 
-    def __init__(self, steps: int, tied: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, steps: int, tied: bool = True, image_shape: Sequence[int] | None = None, **settings: Any
+    ) -> None:
         super().__init__(steps, **settings)
         self.tied = tied
+        self.image_shape = checked_shape(image_shape)
 
     def update(
         self, batch: Any, *, encoder: Any, decoder: Any, optimizer: mk.Optimizer, loss: Loss
     ) -> Mapping[str, Any]:
         """Takes one step down the gradient of the mean loss; returns the loss before it."""
-        mean = lambda: loss(decoder(encoder(batch)), batch).mean()  # noqa: E731
-        return {"loss": optimizer.minimize(mean, [encoder, decoder], weight=len(batch))}
+        inputs = one_array(batch)
+        mean = lambda: loss(_outputs(encoder, decoder, inputs, True), inputs).mean()  # noqa: E731
+        return {"loss": optimizer.minimize(mean, [encoder, decoder], weight=len(inputs))}
 
     def evaluate(
         self, batch: Any, *, encoder: Any, decoder: Any, optimizer: mk.Optimizer, loss: Loss
     ) -> Mapping[str, Any]:
-        """Returns the loss of each example."""
-        return {"loss": loss(decoder(encoder(batch)), batch)}
+        """Returns the loss of each example, and how near its reconstruction is."""
+        outputs = _outputs(encoder, decoder, batch, False)
+        return {"loss": loss(outputs, batch), **quality(outputs, batch, loss, self.image_shape)}
+
+    def pictures(
+        self, eval_data: Arrays | None, *, encoder: Any, decoder: Any, optimizer: mk.Optimizer, loss: Loss
+    ) -> Mapping[str, Any]:
+        """Returns the first examples of evaluation above their reconstructions."""
+        examples = first_examples(eval_data, self.image_shape)
+        if examples is None:
+            return {}
+        outputs = mean_of(_outputs(encoder, decoder, examples, False), loss)
+        return {"reconstructions": rows(examples, outputs, image_shape=self.image_shape)}
 
     def check(
         self, data: Arrays, eval_data: Arrays | None, *, encoder: Any, decoder: Any, optimizer: mk.Optimizer, loss: Loss
@@ -73,3 +91,7 @@ class TiedAutoencoder(Scenario):
             raise ValueError(
                 f"tied=False, and the decoder shares {listed} with the encoder: give it weights of its own"
             )
+
+
+def _outputs(encoder: Any, decoder: Any, inputs: Any, is_training: bool) -> Any:
+    return call_model(decoder, call_model(encoder, inputs, is_training), is_training)

@@ -1,0 +1,1 @@
+"""Quantile regression as a plug-in."""

@@ -1,0 +1,117 @@
+"""The update of one member of an ensemble as a pure program.
+
+Whether two members can be trained side by side is decided by what their updates compute, and not by what they look like:
+each member's update is traced, and two updates are the same if the programs are, word for word, over variables of the same
+shapes in the order of their use. An activation or a dropout rate that differs makes another program; a learning rate that
+differs is an input of the same one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+import modulekit as mk
+from modulekit.core.randomness import default_stream
+from modulekit.core.variable import Variable
+from modulekit.transforms.functionalize import Pure
+from scenarios.base.moment import at
+from scenarios.ensemble.numbers import replaced
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What one update of a member computes: `loss, new_values = program(values, numbers, key, step, batch)`.
+
+    Attributes:
+      variables: those that it uses, in the order of their first use.
+      written: the places among them of those that it changes.
+      numbers: the hyperparameters that are its inputs, by name.
+      draws: whether it draws random numbers.
+    """
+
+    variables: tuple[Variable, ...]
+    written: tuple[int, ...]
+    numbers: Mapping[str, float]
+    draws: bool
+    _jaxpr: Any = field(repr=False)
+    _text: str = field(repr=False)
+
+    def __call__(
+        self, values: Sequence[Any], numbers: Sequence[Any], key: Any, step: Any, batch: Any
+    ) -> tuple[Any, list[Any]]:
+        """Runs the program.
+
+        Args:
+          values: of the variables.
+          numbers: of the hyperparameters.
+          key: the data of the random key at which the draws begin.
+          step: the number of updates before.
+          batch: the examples.
+
+        Returns:
+          `(loss, new)`, where `new` are the values of those variables that change.
+        """
+        leaves = jax.tree.leaves((list(values), list(numbers), key, step, batch))
+        loss, *new = jaxpr_as_fun(self._jaxpr)(*leaves)
+        return loss, new
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether nothing of the trace around has become part of the program."""
+        return not any(isinstance(const, jax.core.Tracer) for const in self._jaxpr.consts)
+
+    def is_same(self, other: "Program") -> bool:
+        """Returns whether two programs compute the same function of their inputs."""
+        if self._text != other._text or self.written != other.written or list(self.numbers) != list(other.numbers):
+            return False
+        return all(map(_is_same_array, self._jaxpr.consts, other._jaxpr.consts))
+
+
+def trace(update: Callable[[Any], Any], optimizer: mk.Optimizer, numbers: Mapping[str, float], batch: Any) -> Program:
+    """Returns the program of a member's update; makes the variables that do not exist yet, and changes none.
+
+    Args:
+      update: from a batch to the loss.
+      optimizer: of the member.
+      numbers: its hyperparameters that are to be inputs. One that the optimizer looks at in Python cannot be: then none is.
+      batch: the structure of a batch, of `jax.ShapeDtypeStruct`s.
+    """
+    found, stream = mk.footprint(update, batch), default_stream()
+    used = dict.fromkeys((*found.reads, *found.writes))
+    variables = tuple(v for v in used if v is not stream.key and v is not stream.counter)
+    written = tuple(place for place, v in enumerate(variables) if v in found.writes)
+    pure = Pure(update, [*variables, stream.key, stream.counter])
+
+    def run(values: list[Any], numbers: dict[str, Any], key: Any, step: Any, batch: Any) -> list[Any]:
+        with replaced(optimizer, numbers), at(step):
+            loss, new = pure([*values, key, jnp.zeros_like(stream.counter.stored())], batch)
+        return [loss, *(new[place] for place in written)]
+
+    def traced(numbers: Mapping[str, float]) -> Any:
+        shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
+        real = {name: jax.ShapeDtypeStruct((), jnp.float32, weak_type=True) for name in numbers}
+        key = jax.ShapeDtypeStruct(stream.key.shape, stream.key.dtype)
+        return jax.make_jaxpr(run)(shapes, real, key, jax.ShapeDtypeStruct((), jnp.int32), batch)
+
+    try:
+        jaxpr = traced(numbers)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        if not numbers:
+            raise
+        numbers = {}
+        jaxpr = traced(numbers)
+    in_order = {name: numbers[name] for name in sorted(numbers)}  # as JAX orders a dict
+    return Program(variables, written, in_order, stream.counter in found.writes, jaxpr, str(jaxpr))
+
+
+def _is_same_array(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+        return False
+    return one.dtype == other.dtype and np.array_equal(np.asarray(one), np.asarray(other))
