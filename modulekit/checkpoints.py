@@ -2,8 +2,10 @@
 
 A store keeps numbered states, each a set of named arrays and a JSON record, behind a few verbs. Orbax writes them: a
 state is a directory that appears under its name only when it is complete, so that whatever a killed process leaves
-behind is ignored. Array names, shapes and dtypes stand in the record; orbax sees numbered arrays. A state can be written
-in the background: its arrays are copied first, so that training goes on at once.
+behind is ignored. Array names, shapes and dtypes stand in the record; orbax sees numbered blocks: a large array is one,
+small ones of a dtype share one, since each costs files and time. A state can be written in the background: its arrays
+are copied first, so that training goes on at once. Nothing is compressed: weights hardly shrink, and the processor is
+needed for training.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ import orbax.checkpoint as ocp
 from modulekit.errors import CheckpointError
 
 _ARRAYS, _RECORD = "arrays", "record"
+_APART = 2**20  # bytes from which on an array is a block of its own
 Mode = Literal["min", "max"]
 
 
@@ -65,7 +68,8 @@ class CheckpointStore:
         check_writable(self.directory)
         self._preservation = _Preservation(keep, keep_best, best, anchor_interval)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._preservation, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = {_ARRAYS: ocp.PyTreeCheckpointHandler(use_compression=False), _RECORD: ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         self._preservation.scores = self._scores()
         self._writer: threading.Thread | None = None
         self._written: deque[int] = deque()  # filled by the thread that writes
@@ -167,17 +171,17 @@ class CheckpointStore:
         """
         self._check_there(step)
         record = self._whole_record(step)
-        specs = record["arrays"]
         # NumPy arrays as the wanted form keep every dtype; JAX arrays would narrow float64 without a word.
-        wanted = {str(i): np.empty(shape, dtype) for i, (_, shape, dtype) in enumerate(specs) if 0 not in shape}
-        stored = {}
+        wanted = {block: np.empty([size], dtype) for block, (size, dtype) in record["blocks"].items()}
+        stored: dict[str, Any] = {}
         if wanted:
-            items = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardRestore(wanted)})
+            options = {block: ocp.RestoreArgs(restore_type=np.ndarray) for block in wanted}
+            items = ocp.args.Composite(**{_ARRAYS: ocp.args.PyTreeRestore(wanted, restore_args=options)})
             stored = self._manager.restore(step, args=items)[_ARRAYS]
-        arrays = {
-            name: np.zeros(shape, dtype) if 0 in shape else np.asarray(stored[str(i)])
-            for i, (name, shape, dtype) in enumerate(specs)
-        }
+        arrays = {}
+        for name, shape, dtype, block, start in record["arrays"]:
+            flat = np.asarray(stored[block])[start : start + math.prod(shape)] if 0 not in shape else np.zeros(0, dtype)
+            arrays[name] = flat.reshape(shape)
         return arrays, record["user"]
 
     def close(self) -> None:
@@ -215,12 +219,12 @@ class CheckpointStore:
 
     def _write(self, step: int, arrays: Mapping[str, Any], record: Mapping[str, Any], score: float | None) -> None:
         self._preservation.scores[step] = score if score is not None and math.isfinite(score) else None
-        specs = [[name, list(np.shape(a)), str(a.dtype)] for name, a in arrays.items()]
-        stored = {str(i): a for i, a in enumerate(arrays.values()) if np.size(a)}
-        content = {"arrays": specs, "user": record, "score": self._preservation.scores[step]}
+        blocks, specs = _in_blocks(arrays)
+        sizes = {block: [array.size, str(array.dtype)] for block, array in blocks.items()}
+        content = {"arrays": specs, "blocks": sizes, "user": record, "score": self._preservation.scores[step]}
         items: dict[str, Any] = {_RECORD: ocp.args.JsonSave(content)}
-        if stored:  # orbax refuses to write none
-            items[_ARRAYS] = ocp.args.StandardSave(stored)
+        if blocks:  # orbax refuses to write none
+            items[_ARRAYS] = ocp.args.PyTreeSave(blocks)
         written = self._manager.save(step, args=ocp.args.Composite(**items))
         self._manager.wait_until_finished()
         if not written:
@@ -228,6 +232,21 @@ class CheckpointStore:
                 f"{self.directory} holds states up to step {self._manager.latest_step()}, and takes only later ones, "
                 f"not step {step}"
             )
+
+
+def _in_blocks(arrays: Mapping[str, Any]) -> tuple[dict[str, np.ndarray[Any, Any]], list[list[Any]]]:
+    """Returns what is written, flat, and the name, shape, dtype, block and place in it of each array."""
+    parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+    filled: dict[str, int] = {}
+    specs: list[list[Any]] = []
+    for index, (name, given) in enumerate(arrays.items()):
+        array = np.asarray(given)
+        block = str(index) if array.nbytes >= _APART else f"small {array.dtype}"
+        specs.append([name, list(array.shape), str(array.dtype), block, filled.get(block, 0)])
+        if array.size:
+            parts.setdefault(block, []).append(array.reshape(-1))
+            filled[block] = filled.get(block, 0) + array.size
+    return {block: np.concatenate(flat) if len(flat) > 1 else flat[0] for block, flat in parts.items()}, specs
 
 
 class _Preservation:

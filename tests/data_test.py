@@ -67,7 +67,17 @@ def outline(structure: Any) -> Any:
 def test_exports() -> None:
     """The package exports exactly what it promises, and every name exists."""
     promised = {"Arrays", "digits", "mnist", "read_idx", "epoch_order", "batch_indices", "evaluation_batches"}
-    promised |= {"Group", "IndexedBatches", "Pipeline", "Prefetch", "Stream", "download", "padded", "pipeline", "stream"}
+    promised |= {
+        "Group",
+        "IndexedBatches",
+        "Pipeline",
+        "Prefetch",
+        "Stream",
+        "download",
+        "padded",
+        "pipeline",
+        "stream",
+    }
     assert set(data_package.__all__) == promised
     assert all(callable(getattr(data_package, name)) for name in promised)
 

@@ -253,33 +253,13 @@ def _distillation() -> Case:
     return Case(scenarios.Distillation, _settings(8, hard_weight=0.3), parts, _labelled(44, 1), _labelled(23, 2))
 
 
-class Shifted(mk.Module):
-    """A convolution as a sum of products: the bits of XLA's own depend, on CPU, on whether it stands in a loop."""
-
-    def __init__(self, output_channels: int) -> None:
-        super().__init__()
-        self.output_channels = output_channels
-
-    @mk.once
-    def _initialize(self, x: Any) -> None:
-        shape = [3, 3, x.shape[-1], self.output_channels]
-        self.w = mk.Variable(mk.initializers.RandomNormal(stddev=0.3)(shape, x.dtype), name="w")
-        self.b = mk.Variable(jnp.zeros([self.output_channels]), name="b")
-
-    def __call__(self, x: Any) -> Any:
-        self._initialize(x)
-        (height, width), padded = x.shape[1:3], jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        places = [(top, left) for top in range(3) for left in range(3)]
-        return self.b + sum(padded[:, t : t + height, left : left + width] @ self.w[t, left] for t, left in places)
-
-
 def _image_filter() -> Case:
     def pictures(size: int, seed: int) -> Any:
         shapes = (size, 4, 5, 1), (size, 3, 6, 1)
         return tuple((images := _numbers(*shape, seed=seed), np.abs(images)) for shape in shapes)
 
     parts = {
-        "filter": mk.Sequential([Shifted(2), jax.nn.relu, Shifted(1)]),
+        "filter": mk.Sequential([mk.Conv2D(2, 3), jax.nn.relu, mk.Conv2D(1, 3)]),
         "optimizer": mk.optimizers.Adam(0.02),
         "loss": mk.losses.squared_error,
     }

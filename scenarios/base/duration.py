@@ -23,7 +23,7 @@ from scenarios.base.stepping import Metrics, Stepper
 
 _PROGRAMS = 24  # at most, of updates
 _ENOUGH = 0.5  # seconds of updates
-_MOST = 20.0  # seconds of updates, when it is not yet known which form is the faster
+_MOST = 20.0  # seconds of updates
 _BATCHES = 2  # of evaluation
 
 Take = Callable[[int, int, int], Chunk | None]
@@ -35,7 +35,6 @@ class Pace:
     Args:
       stepper: runs them.
       take: from (step, count, capacity) to the examples.
-      measures: whether the stepper finds out by itself how many steps to run in a program.
       look: called after each program, outside of its time.
 
     Attributes:
@@ -45,9 +44,9 @@ class Pace:
       failed: the chunk, the place in it and the metrics of the update that was not finite, if one was.
     """
 
-    def __init__(self, stepper: Stepper, take: Take, measures: bool, look: Callable[[], None]) -> None:
-        self._stepper, self._take, self._measures, self._look = stepper, take, measures, look
-        self._calls: dict[bool, list[tuple[int, float]]] = {True: [], False: []}
+    def __init__(self, stepper: Stepper, take: Take, look: Callable[[], None]) -> None:
+        self._stepper, self._take, self._look = stepper, take, look
+        self._calls: list[tuple[int, float]] = []
         self.step = 0
         self.losses: list[float] = []
         self.chunks: list[Chunk] = []
@@ -63,7 +62,7 @@ class Pace:
             if chunk is None:
                 break
             done, metrics = self._stepper.run(self.step, chunk)
-            self._calls[len(chunk.rows) > 1].append((chunk.count, perf_counter() - start))
+            self._calls.append((chunk.count, perf_counter() - start))
             self._look()
             self.chunks = [*self.chunks, chunk][:2]
             self.step += done
@@ -75,23 +74,21 @@ class Pace:
                 break
 
     def _is_known(self, seconds: float) -> bool:
-        calls = self._calls[self._stepper.pacing.in_loop]
-        decided = not self._measures or self._stepper.pacing.decided is not None
-        return len(calls) > 1 and (seconds > _MOST or (decided and len(calls) > 3 and seconds > _ENOUGH))
+        calls = len(self._calls)
+        return calls > 1 and (seconds > _MOST or (calls > 3 and seconds > _ENOUGH))
 
     @property
     def per_update(self) -> float | None:
         """Seconds of an update, waiting for its data included, in the longest programs; None where it is not known."""
-        calls = self._calls[self._stepper.pacing.in_loop][1:]
+        calls = self._calls[1:]
         longest = max((count for count, _ in calls), default=0)
         times = [seconds / count for count, seconds in calls if count == longest]
         return median(times) if times else None
 
     @property
     def compilation(self) -> float:
-        """Seconds of the first program of each form, without its updates."""
-        firsts = [calls[0] for calls in self._calls.values() if calls]
-        return max(0.0, sum(seconds - count * (self.per_update or 0) for count, seconds in firsts))
+        """Seconds of the first program, without its updates: compilation, and the choice of the form."""
+        return max(0.0, sum(seconds - count * (self.per_update or 0) for count, seconds in self._calls[:1]))
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def overfit(stepper: Stepper, chunk: Chunk) -> Overfitting:
     began = perf_counter()
     best, stalled = math.inf, 0
     while len(losses) < _UPDATES and perf_counter() - began < _SECONDS and stalled < 2:
-        capacity = len(chunk.rows) if stepper.pacing.in_loop else 1
+        capacity = len(chunk.rows)
         count = min(_CALL, capacity, _UPDATES - len(losses))
         again = replace(chunk, count=count, rows=np.repeat(chunk.rows[:1], capacity, axis=0))
         done, metrics = stepper.run(len(losses), again)

@@ -188,7 +188,7 @@ class _Tried:
             batch_size = min(run.settings.eval_batch_size, evaluated.size)
             use.see_evaluation(small.evaluate, specification(evaluated, (batch_size,)))
         watch = Watch(use.trainable.values())
-        pace = Pace(prepared.stepper, prepared.feed.take, run.settings.steps_per_call is None, watch.look)
+        pace = Pace(prepared.stepper, prepared.feed.take, watch.look)
         pace.run()
         notes = self._notes(pace)
         size = 0 if evaluated is None else evaluated.size

@@ -35,7 +35,9 @@ class Settings:
       keep_best: how many of those with the best evaluation stay beside them.
       best_metric: of the evaluation, by which a state is among the best.
       best_mode: whether `best_metric` is better the smaller (`min`) or the larger (`max`) it is.
-      steps_per_call: updates in one compiled program; None measures and chooses. It does not change any number.
+      steps_per_call: updates in one compiled program, as a loop: any number gives the same bits. None measures and
+        chooses; where a loop is much the slower form, as for convolutions on CPU, the run takes one step at a time, and
+        then XLA may round the last bits in another way.
       data_on_device: whether all examples in memory are put on the device, so that batches are gathered there; False feeds
         batches from the host; None does the first where they take no more than half of its free memory.
       non_finite: what happens when an update gives a metric, a weight or a slot that is not finite. It is never applied:

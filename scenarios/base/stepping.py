@@ -2,18 +2,19 @@
 
 `Stepper` holds two forms of the same update: a loop over many steps, and a single step. The loop saves the cost of
 going in and out of a program; but XLA may compile a loop's body worse than the same code on its own (a convolution on
-CPU by an order of magnitude), so which form runs is decided by measuring the user's own update, and never changes a
-result: both compute the same function of (weights, step).
+CPU by an order of magnitude), so which form runs is decided by measuring the user's own update. XLA may also round the
+two differently in the last bits: a run keeps to one form, and a loop of 1 step gives the same bits as one of 500.
 
 An update is not applied if its metrics, the new weights or the optimizers' slots are not finite: all variables stay
-those before it. The loop only notices that something went wrong; the same steps are then run again one by one, up to
-that one. No program chooses between old values and new ones: that would change how XLA fuses the arithmetic before it,
-and with it the last bits, so that the two forms would differ.
+those before it. The loop only notices that something went wrong; the same steps are then run again one by one, in the
+same program, up to that one. No program chooses between old values and new ones: that would change how XLA fuses the
+arithmetic before it.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -41,8 +42,8 @@ class Stepper:
       batch: the structure of a batch, of `jax.ShapeDtypeStruct`s.
       slots: returns the variables that must stay finite beside the trainable ones.
       seed: of the random numbers; those of step k are a function of (seed, k).
-      steps_per_call: how many steps one program runs at most; None measures and chooses.
-      in_loop: False runs one step at a time, as an earlier part of the run has found to be faster.
+      steps_per_call: how many steps one program runs at most, always in a loop; None measures and chooses.
+      in_loop: the form that an earlier part of the run has found to be faster; None where that is not known.
       around: returns a context in which a loop runs its updates, from the structure of a batch; None for none.
     """
 
@@ -91,12 +92,9 @@ class Stepper:
 
     def attempt(self, step: int, chunk: Chunk, index: int) -> list[Any]:
         """Returns the values that a step, at a place in a chunk, would give `variables`, which stay as they are."""
-        variables = self.variables
-        before = stored_arrays(variables)
-        self._one(chunk.source, chunk.rows[index], np.int32(step))
-        after = stored_arrays(variables)
-        store_arrays(variables, before)
-        return after
+        with self._undone() as variables:
+            self._run_step(step, chunk, index)
+            return stored_arrays(variables)
 
     def run(self, step: int, chunk: Chunk, meanwhile: Callable[[], None] = lambda: None) -> tuple[int, Metrics]:
         """Runs the steps from `step` on.
@@ -110,32 +108,59 @@ class Stepper:
           `(done, metrics)`: the number of steps applied, and arrays `[min(done + 1, count)]` of the metrics of each. If
           `done < count`, the step after gave values that are not finite, and was not applied.
         """
-        count, in_loop = chunk.count, len(chunk.rows) > 1
+        if self.pacing.in_loop is None:
+            self._try_both(step, chunk)
         began = perf_counter()
-        run = self._run_loop if in_loop else self._run_one_by_one
-        done, metrics = run(chunk, step, meanwhile)
-        seen = min(done + 1, count)
+        run = self._run_loop if self.pacing.in_loop else self._run_one_by_one
+        done, metrics = run(step, chunk, meanwhile)
+        seen = min(done + 1, chunk.count)
         values = {name: np.asarray(metrics[name])[:seen] for name in self._names}  # a loop gives them by the alphabet
-        self.pacing.learn(in_loop, count, perf_counter() - began)
+        self.pacing.learn(chunk.count, perf_counter() - began)
         return done, values
 
-    def _run_loop(self, chunk: Chunk, step: int, meanwhile: Callable[[], None]) -> tuple[int, dict[str, Any]]:
-        """Runs many steps; if a value went wrong on the way, runs them again from the start, looking at each."""
-        variables, count = self.variables, chunk.count
+    def _try_both(self, step: int, chunk: Chunk) -> None:
+        """Lets `pacing` choose the form, on the first step of a chunk and with nothing changed."""
+        again = replace(chunk, rows=np.repeat(chunk.rows[:1], len(chunk.rows), axis=0))
+
+        def loop(count: int) -> None:
+            with self._undone():
+                self._call_loop(step, again, count)
+
+        def alone(count: int) -> None:
+            with self._undone():
+                for _ in range(count):
+                    jax.block_until_ready(self._one(chunk.source, chunk.rows[0], np.int32(step)))
+
+        self.pacing.choose(loop, alone)
+
+    @contextmanager
+    def _undone(self) -> Iterator[list[Variable]]:
+        """Context after which the variables are what they were."""
+        variables = self.variables
         before = stored_arrays(variables)
-        sound, metrics = self._many(chunk.source, chunk.rows, np.int32(step), np.int32(count))
+        try:
+            yield variables
+            jax.block_until_ready(stored_arrays(variables))
+        finally:
+            store_arrays(variables, before)
+
+    def _run_loop(self, step: int, chunk: Chunk, meanwhile: Callable[[], None]) -> tuple[int, dict[str, Any]]:
+        """Runs many steps; if a value went wrong on the way, runs them again from the start, looking at each."""
+        variables = self.variables
+        before = stored_arrays(variables)
+        sound, metrics = self._call_loop(step, chunk, chunk.count)
         meanwhile()
         if sound:
-            return count, metrics
+            return chunk.count, metrics
         store_arrays(variables, before)
-        return self._run_one_by_one(chunk, step, lambda: None)
+        return self._run_one_by_one(step, chunk, lambda: None)
 
-    def _run_one_by_one(self, chunk: Chunk, step: int, meanwhile: Callable[[], None]) -> tuple[int, dict[str, Any]]:
+    def _run_one_by_one(self, step: int, chunk: Chunk, meanwhile: Callable[[], None]) -> tuple[int, dict[str, Any]]:
         """Runs steps up to the first that is not finite, and takes that one back."""
         variables, done, rows = self.variables, 0, []
-        for row in chunk.rows[: chunk.count]:
+        for index in range(chunk.count):
             before = stored_arrays(variables)
-            finite, metrics = self._one(chunk.source, row, np.int32(step + done))
+            finite, metrics = self._run_step(step + done, chunk, index)
             rows.append(metrics)
             meanwhile()
             if not finite:
@@ -143,6 +168,19 @@ class Stepper:
                 break
             done += 1
         return done, {name: np.stack([metrics[name] for metrics in rows]) for name in self._names}
+
+    def _run_step(self, step: int, chunk: Chunk, index: int) -> tuple[Any, dict[str, Any]]:
+        """Runs the step at a place in a chunk, in the form of the run; returns whether all went well, and the metrics."""
+        if self.pacing.in_loop is False:
+            return self._one(chunk.source, chunk.rows[index], np.int32(step))
+        again = replace(chunk, rows=np.repeat(chunk.rows[index : index + 1], len(chunk.rows), axis=0))
+        sound, metrics = self._call_loop(step, again, 1)
+        return sound, {name: column[0] for name, column in metrics.items()}
+
+    def _call_loop(self, step: int, chunk: Chunk, count: int) -> tuple[Any, dict[str, Any]]:
+        # Never a single row: XLA would take its batch out of the loop, and round what depends on it in another way.
+        rows = np.repeat(chunk.rows, 2, axis=0) if len(chunk.rows) == 1 else chunk.rows
+        return self._many(chunk.source, rows, np.int32(step), np.int32(count))
 
     # The programs.
 

@@ -16,9 +16,10 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 import modulekit as mk
+from modulekit.core.overlay import bakes_reads
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
-from modulekit.transforms.functionalize import Pure
+from modulekit.transforms.settle import plain
 from scenarios.base.moment import at
 from scenarios.ensemble.numbers import replaced
 
@@ -85,12 +86,14 @@ def trace(update: Callable[[Any], Any], optimizer: mk.Optimizer, numbers: Mappin
     used = dict.fromkeys((*found.reads, *found.writes))
     variables = tuple(v for v in used if v is not stream.key and v is not stream.counter)
     written = tuple(place for place, v in enumerate(variables) if v in found.writes)
-    pure = Pure(update, [*variables, stream.key, stream.counter])
+    bound = (*variables, stream.key, stream.counter)
 
     def run(values: list[Any], numbers: dict[str, Any], key: Any, step: Any, batch: Any) -> list[Any]:
-        with replaced(optimizer, numbers), at(step):
-            loss, new = pure([*values, key, jnp.zeros_like(stream.counter.stored())], batch)
-        return [loss, *(new[place] for place in written)]
+        bindings = dict(zip(bound, (*values, key, jnp.zeros_like(stream.counter.stored())), strict=True))
+        with replaced(optimizer, numbers), at(step), found.overlay(bindings, baked=bakes_reads()) as running:
+            loss = plain(update(batch))
+            found.check(running)
+        return [loss, *(running.values[variables[place]] for place in written)]
 
     def traced(numbers: Mapping[str, float]) -> Any:
         shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]

@@ -50,7 +50,7 @@ class Clock:
             self._steps = event.steps
         elif isinstance(event, scenarios.events.Progressed) and event.step >= self._steps // 10:
             self._began = self._began or (event.step, time.perf_counter())
-        elif isinstance(event, scenarios.events.Finished) and self._began is not None:
+        elif isinstance(event, scenarios.events.Finished) and self._began is not None and self._began[0] < event.step:
             step, began = self._began
             self.seconds_per_step = (time.perf_counter() - began) / (event.step - step)
 
