@@ -282,15 +282,19 @@ def follow(make: Callable[[], optimizers.Optimizer], plan: Plan, compiled: bool)
     ]
 
 
-def check_survivors(ours: list[Arrays], expected: list[Arrays]) -> None:
+def check_survivors(ours: list[Arrays], expected: list[Arrays], compiled: bool) -> None:
     """Checks values and slots.
 
-    The slots are equal bit for bit. A value may be off by a rounding: XLA compiles optax's bias correction for the whole
-    list of parameters, and rounds otherwise for another list.
+    The slots are equal bit for bit; where steps are compiled, up to a rounding, as XLA joins a product and a sum in one
+    rounding or in two, depending on what stands around them. A value may be off by a rounding in any case: XLA compiles
+    optax's bias correction for the whole list of parameters.
     """
     for (value, *slots), (expected_value, *expected_slots) in zip(ours, expected, strict=True):
         assert slots
-        check_bitwise(slots, expected_slots)
+        if not compiled:
+            check_bitwise(slots, expected_slots)
+        for slot, expected_slot in zip(slots, expected_slots, strict=True):
+            np.testing.assert_allclose(slot, expected_slot, rtol=5e-7, atol=5e-8)
         np.testing.assert_allclose(value, expected_value, rtol=2e-6, atol=2e-7)
 
 
@@ -311,7 +315,7 @@ SURVIVALS: dict[str, tuple[Plan, Plan, int]] = {
 def test_survivors_keep_their_moments(name: str, compiled: bool, change: str) -> None:
     plan, control, survivors = SURVIVALS[change]
     ours, expected = (follow(MAKERS[name], which, compiled)[:survivors] for which in (plan, control))
-    check_survivors(ours, expected)
+    check_survivors(ours, expected, compiled)
 
 
 def test_survivors_of_momentum_are_equal_bit_for_bit() -> None:

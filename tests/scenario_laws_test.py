@@ -58,7 +58,7 @@ def convolutions() -> mk.Module:
     return mk.Sequential([mk.Conv2D(4, 3), jnp.tanh, mk.Conv2D(1, 3)])
 
 
-@pytest.mark.parametrize("spoilt", [False, True], ids=["", "with a step that is skipped"])
+@pytest.mark.parametrize("spoilt", [False, True], ids=["", "with a step that is not finite"])
 @pytest.mark.parametrize(
     ("model", "shape"), [(functools.partial(mk.Linear, 1), (1,)), (convolutions, (6, 6, 1))], ids=["linear", "conv"]
 )

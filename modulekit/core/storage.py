@@ -1,33 +1,82 @@
 """The storage of many variables at once, for compiled steps. Nothing else reads or replaces arrays in bulk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from modulekit.core import finite, overlay, provenance
+from modulekit.core.packs import Pack, Place, key_of, layouts, one_at_a_time, vacate
+from modulekit.core.pieces import is_small
 from modulekit.core.variable import Variable
 
 
 def stored_arrays(variables: Sequence[Variable]) -> list[jax.Array]:
     """Returns the arrays of `variables`, as they are."""
-    return [variable._array for variable in variables]
+    return [held.array() if type(held) is Place else held for held in [v._held for v in variables]]  # type: ignore[misc]
 
 
 def own(variables: Sequence[Variable]) -> None:
     """Makes the arrays of `variables` safe to donate: those that are known outside are replaced by copies."""
     for variable in variables:
-        if variable._lent:
+        if variable._lent and type(variable._held) is not Place:
             variable._lent = False
-            array = variable._array
+            array: Any = variable._held
             place = array.sharding if array.committed else None  # else it could not join those on several devices
-            variable._array = jax.device_put(array, place, may_alias=False)
+            variable._held = jax.device_put(array, place, may_alias=False)
 
 
 def store_arrays(variables: Sequence[Variable], arrays: Sequence[jax.Array]) -> None:
     """Replaces the arrays of `variables` by those that a program has just made and nobody else holds."""
     for variable, array in zip(variables, arrays, strict=True):
-        variable._array = array
+        vacate(variable._held)
+        variable._held = array
+
+
+def pack_of(variable: Variable) -> Pack | None:
+    """Returns the pack in which a variable lies, None for one that has an array of its own."""
+    return variable._held.pack if type(variable._held) is Place else None
+
+
+def packed(variables: Sequence[Variable]) -> None:
+    """Puts those small ones among `variables` that fit together into packs, where they do not lie in one."""
+    fitting: dict[Any, list[Variable]] = {}
+    for variable in variables:
+        held: Any = variable._held
+        if type(held) is not Place and is_small(held.shape, held.dtype):
+            fitting.setdefault(key_of(held), []).append(variable)
+    for key, members in fitting.items():
+        if key is not None and len(members) > 1:
+            pack = Pack(members, stored_arrays(members))
+            for variable, place in zip(members, pack.places, strict=True):
+                variable._held, variable._lent = place, False
+
+
+def spread(variables: Iterable[Variable]) -> None:
+    """Gives each of `variables` an array of its own, so that what is packed next does not depend on what was before."""
+    for variable in variables:
+        held = variable._held
+        if isinstance(held, Place):
+            vacate(held)
+            variable._held, variable._lent = held.array(), True
+
+
+def gather(pack: Pack) -> None:
+    """Puts the members of a pack that have left it back in their places; dissolves a pack that does not fit any more."""
+    with one_at_a_time:
+        arrays: list[Any] = list(pack.arrays())
+        members = [reference() for reference in pack.members]
+        for index, variable in enumerate(members):
+            if variable is not None and variable._held is not pack.places[index]:
+                arrays[index] = variable._held
+        elsewhere = any(v is not None and pack_of(v) not in (None, pack) for v in members)
+        fits = not elsewhere and all(key_of(array) == pack.key for array in arrays)
+        if fits:
+            pack.fill(arrays)
+        layouts.count += 1
+        for variable, place, array in zip(members, pack.places, arrays, strict=True):
+            if variable is not None and (fits or variable._held is place):
+                variable._held, variable._lent = (place, False) if fits else (array, True)
 
 
 def commit(

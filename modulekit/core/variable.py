@@ -6,7 +6,8 @@ overlay (`overlay.py`), and the box itself changes only when the transform has r
 a variable used in two places is one array, one gradient and one entry in a checkpoint.
 
 The box owns its array. A compiled step donates the arrays that it overwrites, and an array that came from the user or
-was handed out to the user must survive that: such a box is marked as lent until `own` has given it a copy.
+was handed out to the user must survive that: such a box is marked as lent until `own` has given it a copy. Between
+compiled steps a small variable may lie in a buffer with others (`packs.py`): then the box holds its place there.
 
 A frozen variable stays as it is: it counts as not trainable, optimizers pass over it, and what the code of a module
 writes to it is dropped. An assignment from outside all modules is meant, and is done.
@@ -26,6 +27,7 @@ from modulekit.core import context, foreign, getters, names, overlay, provenance
 from modulekit.core.arithmetic import Arithmetic, ArrayLike, value_of
 from modulekit.core.counters import changes, lendings
 from modulekit.core.explain import summarize
+from modulekit.core.packs import Place, vacate
 
 _log = logging.getLogger("modulekit")
 
@@ -55,7 +57,7 @@ class Variable(Arithmetic):
     """
 
     __slots__ = (
-        "__weakref__", "_array", "_frozen", "_holders", "_lent", "_name", "_origin", "_tallies", "_trainable", "_version",
+        "__weakref__", "_frozen", "_held", "_holders", "_lent", "_name", "_origin", "_tallies", "_trainable", "_version",
         "_written",
     )  # fmt: skip
 
@@ -68,11 +70,10 @@ class Variable(Arithmetic):
     ) -> None:
         self._name = names.qualified(name)
         self._origin = provenance.user_line()
-        self._trainable = bool(trainable)
-        self._frozen = False
+        self._trainable, self._frozen = bool(trainable), False
         self._tallies: tuple[tuple[provenance.Tally, int], ...] = ()
         self._holders: tuple[tuple[Any, str], ...] = ()
-        self._array = _initial_array(initial_value, dtype, self._name)
+        self._held: jax.Array | Place = _initial_array(initial_value, dtype, self._name)
         self._version, self._written = 0, (provenance.now(), self._origin)
         self._lend()
         trial.note([self])
@@ -91,12 +92,12 @@ class Variable(Arithmetic):
     def shape(self) -> tuple[int, ...]:
         """The shape, fixed at construction; inside `mk.vmap`, that of one lane."""
         running = overlay.active()
-        return tuple((self._array if running is None else running.form(self, self._array)).shape)
+        return tuple((self._held if running is None else running.form(self, self._held)).shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype, fixed at construction."""
-        return np.dtype(self._array.dtype)
+        return np.dtype(self._held.dtype)
 
     @property
     def ndim(self) -> int:
@@ -220,8 +221,8 @@ class Variable(Arithmetic):
     def replace(self, array: jax.Array, writer: provenance.Origin) -> None:
         """Puts an array of the right form into the box itself, outside of all transforms."""
         trial.note([self])
-        self._array = array
-        self._version += 1
+        vacate(self._held)
+        self._held, self._version = array, self._version + 1
         self._written = (provenance.now(), writer)
         self._lend()
 
@@ -252,8 +253,10 @@ class Variable(Arithmetic):
 
     def stored(self) -> jax.Array:
         """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out."""
+        if isinstance(self._held, Place):
+            return self._held.array()
         self._lend()
-        return self._array
+        return self._held
 
     def _change(self, value: ArrayLike) -> ArrayLike:
         self.check_writable()
@@ -293,7 +296,7 @@ class Variable(Arithmetic):
                 f"{self.describe()} has shape {list(self.shape)} and cannot be assigned shape {list(array.shape)}: "
                 "a variable keeps its shape"
             )
-        if array.dtype != self._array.dtype and not _converts(array, self._array.dtype):
+        if array.dtype != self._held.dtype and not _converts(array, self._held.dtype):
             raise ValueError(
                 f"{self.describe()} has dtype {self.dtype} and cannot be assigned dtype {array.dtype}: "
                 f"convert the value, as in value.astype('{self.dtype}')"
@@ -301,9 +304,9 @@ class Variable(Arithmetic):
         return self._same_dtype(array)
 
     def _same_dtype(self, array: jax.Array) -> jax.Array:
-        if array.dtype == self._array.dtype and not array.weak_type:
+        if array.dtype == self._held.dtype and not array.weak_type:
             return array
-        return lax.convert_element_type(array, self._array.dtype)
+        return lax.convert_element_type(array, self._held.dtype)
 
     # Copies. A copy is a variable of its own with the same name and value.
 
@@ -315,7 +318,7 @@ class Variable(Arithmetic):
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._array = jnp.array(state["array"])
+        self._held = jnp.array(state["array"])
         self._name, self._trainable = state["name"], state["trainable"]
         self._origin, self._frozen = provenance.Origin(*state["origin"]), state["frozen"]
         self._tallies, self._holders = (), ()

@@ -23,6 +23,8 @@ class SGD(Transformed):
     0.8
     """
 
+    _is_elementwise = True
+
     def __init__(self, learning_rate: Hyperparameter, name: str | None = None) -> None:
         super().__init__(name=name)
         self.learning_rate = learning_rate
@@ -52,6 +54,7 @@ class Momentum(Transformed):
     """
 
     _slot_names = {"trace": ("accumulated_momentum", "accumulated_momentum")}
+    _is_elementwise = True
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class Adam(Transformed):
     """
 
     _slot_names = {"mu": ("m", "m"), "nu": ("v", "v")}
+    _is_elementwise = True
     _counter_names = {"count": "step"}
 
     def __init__(
@@ -158,6 +162,7 @@ class RMSProp(Transformed):
         self.mg: tuple[Variable, ...] = ()
 
     _slot_names = {"trace": ("mom", "momentum"), "nu": ("ms", "rms"), "mu": ("mg", "mg")}
+    _is_elementwise = True
 
     def _transformation(self) -> optax.GradientTransformation:
         by_root = optax.scale_by_stddev if self.centered else optax.scale_by_rms

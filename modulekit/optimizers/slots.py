@@ -7,7 +7,7 @@ and go, and the remaining parameters keep their moments.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import optax
 from modulekit.core.variable import Variable
 
 SHARED = -1
+T = TypeVar("T")
 
 
 class Leaf(NamedTuple):
@@ -39,8 +40,8 @@ class Layout:
         """Returns the positions of a parameter's slots, or of the counters, among the leaves."""
         return [position for position, leaf in enumerate(self.leaves) if leaf.owner == owner]
 
-    def arrange(self, slots: Sequence[Sequence[Variable]], counters: Sequence[Variable]) -> list[Variable]:
-        """Returns all state variables in the order of the leaves."""
+    def arrange(self, slots: Sequence[Sequence[T]], counters: Sequence[T]) -> list[T]:
+        """Returns what stands for all leaves, in their order."""
         sources = {index: iter(own) for index, own in enumerate(slots)} | {SHARED: iter(counters)}
         return [next(sources[leaf.owner]) for leaf in self.leaves]
 

@@ -11,6 +11,7 @@ import optax
 from modulekit.core import names
 from modulekit.core.arithmetic import value_of
 from modulekit.core.overlay import concrete
+from modulekit.core.pieces import Grouping
 from modulekit.core.variable import Variable
 from modulekit.optimizers.base import Optimizer, Update, check_updates, thawed
 from modulekit.optimizers.slots import SHARED, Layout, SlotTable, plain_leaves
@@ -23,11 +24,13 @@ class Transformed(Optimizer):
 
     `_slot_names` maps optax's field names to `(attribute, scope)`: under which attribute the slots are listed, and what
     stands before the parameter's name in theirs. `_counter_names` maps the fields that are not per parameter to the
-    attributes of the variables that the constructor has made for them.
+    attributes of the variables that the constructor has made for them. `_is_elementwise` says whether each number of a
+    parameter changes by its own gradient and slots alone, so that parameters may be laid together.
     """
 
     _slot_names: dict[str, tuple[str, str]] = {}
     _counter_names: dict[str, str] = {}
+    _is_elementwise = False
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -55,18 +58,49 @@ class Transformed(Optimizer):
         given = [p for u, p in zip(updates, parameters, strict=True) if u is not None]
         transformation = self._transformation()
         self._make_missing(transformation, parameters)
-        layout = Layout(transformation, given)
         # A parameter given twice has a set of slots for each place, so the places are looked up before None is dropped.
         places = self._slots.of(parameters)
         used = [slots or [] for u, slots in zip(updates, places, strict=True) if u is not None]
+        gradients = [jnp.asarray(value_of(u)) for u in updates if u is not None]
+        can_join = self._is_elementwise and len(set(given)) == len(given)
+        together = Grouping([(p.shape, p.dtype) for p in given] if can_join else [])
+        if together.groups:
+            self._apply_together(transformation, together, given, used, gradients)
+            return
+        layout = Layout(transformation, given)
         variables = layout.arrange(used, [getattr(self, name) for name in self._counters or ()])
         state = layout.state([v.current() for v in variables])
-        gradients = [jnp.asarray(value_of(u)) for u in updates if u is not None]
         steps, state = transformation.update(gradients, state, [p.current() for p in given])
         for variable, new in zip(variables, plain_leaves(state), strict=True):
             variable.assign(new.astype(variable.dtype))
         for parameter, step in zip(given, steps, strict=True):
             parameter.assign_add(step.astype(parameter.dtype))
+
+    def _apply_together(
+        self,
+        transformation: optax.GradientTransformation,
+        together: Grouping,
+        given: list[Variable],
+        slots: list[list[Variable]],
+        gradients: list[Any],
+    ) -> None:
+        """Changes small parameters as if they were one: the arithmetic on each number is the same, and done at once."""
+        values = together.joined([p.current() for p in given])
+        layout = Layout(transformation, values)
+        counters = [getattr(self, name) for name in self._counters or ()]
+        kinds = [together.joined([v.current() for v in kind]) for kind in zip(*slots, strict=True)]
+        state = layout.state(layout.arrange(list(zip(*kinds, strict=True)), [v.current() for v in counters]))
+        steps, state = transformation.update(together.joined(gradients), state, values)
+        leaves = plain_leaves(state)
+        for counter, place in zip(counters, layout.of(SHARED), strict=True):
+            counter.assign(leaves[place].astype(counter.dtype))
+        new = [value + step.astype(value.dtype) for value, step in zip(values, steps, strict=True)]
+        kinds = [
+            list(kind) for kind in zip(*[[leaves[i] for i in layout.of(o)] for o in range(len(values))], strict=True)
+        ]
+        for variables, arrays in zip([given, *zip(*slots, strict=True)], [new, *kinds], strict=True):
+            for variable, value in zip(variables, together.split(arrays), strict=True):
+                variable.assign(value.astype(variable.dtype))
 
     def _make_missing(self, transformation: optax.GradientTransformation, parameters: Sequence[Variable]) -> None:
         owned = self._slots.of(parameters)

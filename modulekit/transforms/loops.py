@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from modulekit.core.module import Module
-from modulekit.core.overlay import bakes_reads
+from modulekit.core.overlay import Overlay, bakes_reads
+from modulekit.core.pieces import Grouping
 from modulekit.core.variable import Variable
 from modulekit.transforms.arguments import hold, release
 from modulekit.transforms.settle import Footprint, listed, plain, values_of
@@ -120,22 +121,26 @@ def while_loop(
 
     def attempt() -> Any:
         carried, baked = list(footprint.writes), bakes_reads()
+        together = Grouping([(v.shape, v.dtype) for v in carried])  # small ones go around in one array
+
+        def bound(arrays: list[Any]) -> Overlay:
+            return footprint.overlay(dict(zip(carried, together.split(arrays), strict=True)), baked=baked)
 
         def condition(state: tuple[list[Any], Any]) -> Any:
-            with footprint.overlay(dict(zip(carried, state[0], strict=True)), baked=baked) as running:
+            with bound(state[0]) as running:
                 result = plain(cond_fun(release(state[1])))
             if running.written:
                 raise ValueError(f"the condition of mk.while_loop writes {next(iter(running.written)).describe()}")
             return result
 
         def body(state: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
-            with footprint.overlay(dict(zip(carried, state[0], strict=True)), baked=baked) as running:
+            with bound(state[0]) as running:
                 value = step(state[1])
                 footprint.check(running)
-            return [running.values[v] for v in carried], value
+            return together.joined([running.values[v] for v in carried]), value
 
-        new, value = jax.lax.while_loop(condition, body, (values_of(carried), start))
-        footprint.commit(carried, new)
+        new, value = jax.lax.while_loop(condition, body, (together.joined(values_of(carried)), start))
+        footprint.commit(carried, together.split(new))
         return release(value)
 
     return footprint.settle(attempt, "while_loop")

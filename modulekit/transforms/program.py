@@ -1,10 +1,10 @@
 """One compiled program: a function, the variables that it reads and writes, and how it is called.
 
-Per call: one flat list of arrays in, one out. The arrays of written variables are donated, so that a step needs no
-second copy of the weights.
+Per call: one flat list of arrays in, one out; small variables go together in one (`arrangement.py`). The arrays of written
+variables are donated, so that a step needs no second copy of the weights.
 """
 
-import threading
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +14,16 @@ import jax.numpy as jnp
 from modulekit.core import finite, overlay, storage, trial
 from modulekit.core.counters import lendings
 from modulekit.core.module import Module
+from modulekit.core.packs import one_at_a_time
 from modulekit.core.provenance import Tally
 from modulekit.core.variable import Variable
 from modulekit.transforms.arguments import join
+from modulekit.transforms.arrangement import Arrangement
 from modulekit.transforms.retraces import Form, form_of
 from modulekit.transforms.settle import Footprint, plain
 from modulekit.transforms.snapshot import Snapshot
 from modulekit.transforms.staged import calls_python
 from modulekit.transforms.visible import modules_of
-
-# Threads that step one model take turns: between taking the arrays and storing the new ones, nobody else may.
-_one_at_a_time = threading.RLock()
 
 
 class Program:
@@ -62,8 +61,21 @@ class Program:
         self._forms: set[Form] = set()
         self._named: dict[str, Module] = {}
         self._donate = donate and not jax.config.jax_debug_nans  # type: ignore[attr-defined]
-        self._undonated = jax.jit(self._pure)
-        self.compiled = jax.jit(self._pure, donate_argnums=(0,)) if self._donate else self._undonated
+        self._inside = jax.jit(self._pure)
+        self._arrangement: Any = None  # an `Arrangement`, from the first call outside of other transforms on
+
+    def _arrange(self) -> None:
+        """Decides where the variables go in and come out, as they lie now."""
+        self._arrangement = Arrangement(self.writes, self.reads, packs=not finite.is_on())
+        self._lendings = -1
+        arranged = functools.partial(self._arranged, self._arrangement)
+        self._undonated = jax.jit(arranged)
+        self.compiled = jax.jit(arranged, donate_argnums=(0,)) if self._donate else self._undonated
+
+    def _arranged(self, arrangement: Arrangement, given: list[Any], kept: list[Any], traced: list[Any]) -> Any:
+        with arrangement.opened(given, kept) as (written, read):
+            new, result = self._pure(written, read, traced)
+            return arrangement.closed(new), result
 
     def _pure(self, written: list[Any], read: list[Any], traced: list[Any]) -> tuple[list[Any], Any]:
         args, kwargs = join(self._key, traced)
@@ -89,7 +101,8 @@ class Program:
 
         Such a program may fail halfway, and the variables must be as before. So it is with all programs in `find_nonfinite`.
         """
-        current = (storage.stored_arrays(self.writes), storage.stored_arrays(self.reads), traced)
+        self._arrange()
+        current = (self._arrangement.given(), self._arrangement.kept(), traced)
         self._blocks = calls_python(self.compiled.trace(*current).jaxpr) or finite.is_on()
         if self._blocks:
             self._donate = False
@@ -97,7 +110,8 @@ class Program:
 
     def lower(self, traced: list[Any]) -> jax.stages.Lowered:
         """Returns the lowered program; `traced` may hold `jax.ShapeDtypeStruct`s."""
-        return self.compiled.lower(storage.stored_arrays(self.writes), storage.stored_arrays(self.reads), traced)
+        self._arrange()
+        return self.compiled.lower(self._arrangement.given(), self._arrangement.kept(), traced)
 
     def is_current(self) -> bool:
         """Returns whether the modules that ran are as they were when the program was traced."""
@@ -109,11 +123,15 @@ class Program:
 
     def call(self, traced: list[Any]) -> Any:
         """Runs the program on the variables themselves and replaces the values of the written ones."""
-        with _one_at_a_time:
+        with one_at_a_time:
+            if self._arrangement is None:  # so far, it has run inside other transforms
+                self.prepare(traced)
+            if not self._arrangement.is_current():
+                self._arrange()
             if self.writes or self._blocks:
                 result = self._call(traced)
             else:  # nothing to donate, nothing to store
-                result = self.compiled([], storage.stored_arrays(self.reads), traced)[1]
+                result = self.compiled([], self._arrangement.kept(), traced)[1]
         if self._snapshot is None:
             self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))
         for shared in self._shared:
@@ -121,25 +139,25 @@ class Program:
         return result
 
     def _call(self, traced: list[Any]) -> Any:
-        writes = self.writes
+        arrangement = self._arrangement
         if trial.running.trials:
-            trial.note(writes)
+            trial.note(self.writes)
         if self._donate and self._lendings != lendings.count:
-            storage.own(writes)
+            arrangement.own()
             self._lendings = lendings.count
         # `map` inside `extend` calls the program and keeps its result without returning to the interpreter, so that a
         # Ctrl-C finds either the old arrays or the new ones, and never a donated one.
         done: list[Any] = []
-        arguments = ([storage.stored_arrays(writes)], [storage.stored_arrays(self.reads)], [traced])
+        arguments = ([arrangement.given()], [arrangement.kept()], [traced])
         try:
             done.extend(map(self.compiled, *arguments))
             if self._blocks:
                 done = [jax.block_until_ready(done[0])]
                 finite.finish(())
-            storage.store_arrays(writes, done[0][0])
+            arrangement.store(done[0][0])
         except BaseException:
             if done and not self._blocks:
-                storage.store_arrays(writes, done[0][0])
+                arrangement.store(done[0][0])
             raise
         tally = self._only_tally or self._tally_of(traced)
         if not tally.count:
@@ -154,7 +172,7 @@ class Program:
     def call_inside(self, traced: list[Any]) -> Any:
         """Runs the program inside another transform, whose overlay answers and takes the values."""
         written = [v.current() for v in self.writes]
-        new, result = self._undonated(written, [v.current() for v in self.reads], traced)
+        new, result = self._inside(written, [v.current() for v in self.reads], traced)
         storage.commit(self.writes, new, self._tally_of(traced).writers)
         if self._snapshot is None:
             self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))

@@ -5,6 +5,7 @@ Users list no variables. A transform traces with what it knows; where the trace 
 the second settles. A function that makes new variables in every attempt never settles, and is told so.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -45,6 +46,11 @@ class Footprint:
     def copy(self) -> "Footprint":
         """Returns a footprint that grows apart from this one."""
         return Footprint(dict(self.reads), dict(self.writes), dict(self.born), self.isolated, dict(self.writers))
+
+    def by_name(self) -> "Footprint":
+        """Returns the same with the variables in the order of their names, whether this trace has made them or not."""
+        reads, writes = (dict.fromkeys(sorted(used, key=_numbered)) for used in (self.reads, self.writes))
+        return Footprint(reads, writes, dict(self.born), self.isolated, dict(self.writers))
 
     def overlay(
         self, bindings: Mapping[Variable, Any], *, baked: bool = False, collects_reads: bool = False
@@ -112,6 +118,11 @@ class Footprint:
     def commit(self, variables: Sequence[Variable], values: Sequence[Any]) -> None:
         """Writes the new values that the settled attempt returned."""
         storage.commit(variables, values, self.writers)
+
+
+def _numbered(variable: Variable) -> list[Any]:
+    """Returns the name in parts that compare as people count: `linear_2` comes before `linear_10`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", variable.name)]
 
 
 def plain(tree: Any) -> Any:

@@ -14,6 +14,7 @@ import modulekit as mk
 from modulekit.core import collect
 from modulekit.core.module import Module
 from modulekit.core.overlay import active
+from modulekit.core.pieces import apart
 from modulekit.core.storage import stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint, plain
@@ -94,7 +95,10 @@ class Use:
         found = mk.footprint(self._watched(update), batch)
         self._written.update(found.writes)
         variables = list(dict.fromkeys([*found.reads, *found.writes]))
-        program = jax.make_jaxpr(functools.partial(_pure, update, found, variables))(stored_arrays(variables), batch)
+        with apart():
+            program = jax.make_jaxpr(functools.partial(_pure, update, found, variables))(
+                stored_arrays(variables), batch
+            )
         count = len(variables)
         outputs = _dependencies(program.jaxpr, [1 << index for index in range(len(program.jaxpr.invars))])
         metrics, results = outputs[:-count] if count else outputs, outputs[-count:] if count else []

@@ -24,8 +24,9 @@ import numpy as np
 
 import modulekit as mk
 from modulekit.core.arithmetic import value_of
+from modulekit.core.pieces import Grouping
 from modulekit.core.randomness import default_stream
-from modulekit.core.storage import store_arrays, stored_arrays
+from modulekit.core.storage import spread, store_arrays, stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint
 from scenarios.base.feeding import Chunk
@@ -73,12 +74,13 @@ class Stepper:
             names.extend(metrics)
             return metrics
 
-        found = mk.footprint(examined, batch, jax.ShapeDtypeStruct((), jnp.int32))
+        found = mk.footprint(examined, batch, jax.ShapeDtypeStruct((), jnp.int32)).by_name()
         self._names = list(dict.fromkeys(names))
         stream = default_stream()
         self._draws = stream.counter in found.writes
         if self._draws:
             found.writes.update({stream.key: None, stream.counter: None})
+        spread((*found.reads, *found.writes))  # a run rounds as it does in a process of its own
         known = found.copy()
         self._many = mk.jit(self._run_many, donate=False, known=known)  # the arrays before are needed if it fails
         self._one = mk.jit(self._run_one, donate=False, known=known)
@@ -192,8 +194,8 @@ class Stepper:
     def _guarded(self) -> list[Any]:
         """Returns the values that must stay finite: weights, and slots of optimizers."""
         slots = set(self._slots())
-        guarded = [v for v in self.variables if v.trainable or v in slots]
-        return [v.current() for v in guarded if jnp.issubdtype(v.dtype, jnp.inexact)]
+        guarded = [v for v in self.variables if (v.trainable or v in slots) and jnp.issubdtype(v.dtype, jnp.inexact)]
+        return Grouping([(v.shape, v.dtype) for v in guarded]).joined([v.current() for v in guarded])
 
     def _restart_stream(self, step: Any) -> None:
         """Random numbers of a step are a function of (seed, step)."""

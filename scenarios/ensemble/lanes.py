@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modulekit.core import storage
+from modulekit.core import pieces, storage
 from modulekit.core.overlay import Overlay, bakes_reads, concrete
 from modulekit.core.variable import Variable
 from scenarios.ensemble.programs import Program
@@ -125,7 +125,7 @@ def grouped(programs: Sequence[Program], vectorized: bool) -> tuple[Group, ...]:
 def side_by_side(groups: tuple[Group, ...]) -> Iterator[None]:
     """Context in which the members of each group are stacked; afterwards their variables have their new values."""
     columns = [entry for group in groups for entry in group.stacked]
-    stacks = {stack: jnp.stack([v.current() for v in column]) for stack, column, _ in columns}
+    stacks = {stack: pieces.stack([v.current() for v in column]) for stack, column, _ in columns}
     token = _RUNNING.set(groups)
     try:
         with Overlay(stacks, baked=bakes_reads()) as running:
@@ -136,7 +136,7 @@ def side_by_side(groups: tuple[Group, ...]) -> Iterator[None]:
     storage.commit(others, [running.values[written] for written in others])
     for stack, column, changes in columns:
         if changes:
-            storage.commit(column, list(running.values[stack]))
+            storage.commit(column, pieces.unstack(running.values[stack]))
 
 
 def running_groups() -> tuple[Group, ...] | None:

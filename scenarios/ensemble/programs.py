@@ -17,6 +17,7 @@ from jax.extend.core import jaxpr_as_fun
 
 import modulekit as mk
 from modulekit.core.overlay import bakes_reads
+from modulekit.core.pieces import tracing
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import plain
@@ -82,7 +83,7 @@ def trace(update: Callable[[Any], Any], optimizer: mk.Optimizer, numbers: Mappin
       numbers: its hyperparameters that are to be inputs. One that the optimizer looks at in Python cannot be: then none is.
       batch: the structure of a batch, of `jax.ShapeDtypeStruct`s.
     """
-    found, stream = mk.footprint(update, batch), default_stream()
+    found, stream = mk.footprint(update, batch).by_name(), default_stream()
     used = dict.fromkeys((*found.reads, *found.writes))
     variables = tuple(v for v in used if v is not stream.key and v is not stream.counter)
     written = tuple(place for place, v in enumerate(variables) if v in found.writes)
@@ -90,7 +91,13 @@ def trace(update: Callable[[Any], Any], optimizer: mk.Optimizer, numbers: Mappin
 
     def run(values: list[Any], numbers: dict[str, Any], key: Any, step: Any, batch: Any) -> list[Any]:
         bindings = dict(zip(bound, (*values, key, jnp.zeros_like(stream.counter.stored())), strict=True))
-        with replaced(optimizer, numbers), at(step), found.overlay(bindings, baked=bakes_reads()) as running:
+        # Apart from the trace around, so that the program is the same wherever it is traced.
+        with (
+            tracing({}),
+            replaced(optimizer, numbers),
+            at(step),
+            found.overlay(bindings, baked=bakes_reads()) as running,
+        ):
             loss = plain(update(batch))
             found.check(running)
         return [loss, *(running.values[variables[place]] for place in written)]

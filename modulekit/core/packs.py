@@ -1,0 +1,111 @@
+"""Packs: small variables that lie in one buffer between compiled steps.
+
+What a step costs beyond its arithmetic is the number of buffers that go in and out of its program. So the program takes
+the small variables that it writes in one buffer and gives one back (`transforms/arrangement.py`), and a variable in it
+holds its place in the pack in place of an array. Reading a variable from outside unpacks all of them in one compiled
+call, once for each step; the arrays that it gives are copies, so that the buffer itself is never known outside, and may
+always be donated. A variable that is assigned leaves its place for an array of its own, and is put back before the next
+step.
+"""
+
+import functools
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from modulekit.core.counters import Counter
+from modulekit.core.pieces import split, starts_of, tracing
+
+# Threads that step one model take turns: between taking the arrays and storing the new ones, nobody else may.
+one_at_a_time = threading.RLock()
+layouts = Counter()  # of packs that were formed or dissolved
+
+
+class Place:
+    """Where a variable's value lies in a pack. It has the shape and dtype of the array."""
+
+    __slots__ = ("dtype", "index", "pack", "shape")
+
+    def __init__(self, pack: "Pack", index: int, shape: tuple[int, ...], dtype: Any) -> None:
+        self.pack, self.index, self.shape, self.dtype = pack, index, shape, dtype
+
+    def array(self) -> jax.Array:
+        """Returns the value, as an array that nobody will donate."""
+        return self.pack.arrays()[self.index]
+
+
+class Pack:
+    """One buffer with the values of several variables of one dtype, on one device.
+
+    Args:
+      variables: the members; held weakly.
+      arrays: their values.
+
+    Attributes:
+      buffer: the values, flat, one after the other.
+      committed_to: the device on which the values were put on purpose; None where they may move.
+      places: of the members.
+      members: weak references to them.
+      is_whole: whether every member is in its place; false where one may have left it.
+    """
+
+    def __init__(self, variables: Sequence[Any], arrays: Sequence[jax.Array]) -> None:
+        self.members = [weakref.ref(variable) for variable in variables]
+        self.places = [Place(self, index, array.shape, array.dtype) for index, array in enumerate(arrays)]
+        self.committed_to = arrays[0].sharding if arrays[0].committed else None
+        self.key = key_of(arrays[0])
+        self.shapes = tuple(array.shape for array in arrays)
+        self.starts = starts_of(self.shapes)[:-1]
+        self._arrays: list[jax.Array] | None = None
+        self.fill(arrays)
+        layouts.count += 1
+
+    def fill(self, arrays: Sequence[jax.Array]) -> None:
+        """Takes new values for all members."""
+        flat = np.concatenate([np.asarray(array).reshape(-1) for array in arrays])
+        self.replace(jax.device_put(flat, self.committed_to, may_alias=False))
+        self.is_whole = True
+
+    def replace(self, buffer: jax.Array) -> None:
+        """Takes a new buffer."""
+        self.buffer = buffer
+        self._arrays = None
+
+    def arrays(self) -> list[jax.Array]:
+        """Returns the values of all places."""
+        with one_at_a_time:
+            if self._arrays is None:
+                with jax.ensure_compile_time_eval():  # whatever is being traced
+                    self._arrays = _unpacked(self.buffer, scalars(self.starts, self.committed_to), self.shapes)
+            return self._arrays
+
+
+def vacate(held: Any) -> None:
+    """Notes that a variable gives up what it holds, for an array of its own."""
+    if type(held) is Place:
+        held.pack.is_whole = False
+
+
+def key_of(array: jax.Array) -> Any:
+    """Returns what arrays must have in common to lie in one pack; None for one that cannot."""
+    return (array.dtype, array.sharding, array.committed) if len(array.sharding.device_set) == 1 else None
+
+
+@functools.cache
+def _scalar(number: int, place: Any) -> jax.Array:
+    return jax.device_put(np.int32(number), place)
+
+
+def scalars(numbers: Sequence[int], place: Any) -> list[Any]:
+    """Returns numbers as inputs of a program, where its other inputs are."""
+    return [_scalar(number, place) for number in numbers]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _unpacked(buffer: Any, starts: list[Any], shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
+    with tracing(dict(zip(starts_of(shapes), starts, strict=False))):
+        return split(buffer, shapes)
