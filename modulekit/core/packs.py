@@ -64,10 +64,15 @@ class Pack:
         self.fill(arrays)
         layouts.count += 1
 
+    def present(self) -> list[Any]:
+        """Returns the members; None for one that is gone."""
+        return [reference() for reference in self.members]
+
     def fill(self, arrays: Sequence[jax.Array]) -> None:
         """Takes new values for all members."""
         flat = np.concatenate([np.asarray(array).reshape(-1) for array in arrays])
-        self.replace(jax.device_put(flat, self.committed_to, may_alias=False))
+        with jax.ensure_compile_time_eval():  # whatever is being traced
+            self.replace(jax.device_put(flat, self.committed_to, may_alias=False))
         self.is_whole = True
 
     def replace(self, buffer: jax.Array) -> None:
@@ -79,7 +84,7 @@ class Pack:
         """Returns the values of all places."""
         with one_at_a_time:
             if self._arrays is None:
-                with jax.ensure_compile_time_eval():  # whatever is being traced
+                with jax.ensure_compile_time_eval():
                     self._arrays = _unpacked(self.buffer, scalars(self.starts, self.committed_to), self.shapes)
             return self._arrays
 
@@ -97,7 +102,8 @@ def key_of(array: jax.Array) -> Any:
 
 @functools.cache
 def _scalar(number: int, place: Any) -> jax.Array:
-    return jax.device_put(np.int32(number), place)
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(np.int32(number), place)
 
 
 def scalars(numbers: Sequence[int], place: Any) -> list[Any]:

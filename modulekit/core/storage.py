@@ -29,7 +29,9 @@ def own(variables: Sequence[Variable]) -> None:
 def store_arrays(variables: Sequence[Variable], arrays: Sequence[jax.Array]) -> None:
     """Replaces the arrays of `variables` by those that a program has just made and nobody else holds."""
     for variable, array in zip(variables, arrays, strict=True):
-        vacate(variable._held)
+        if type(variable._held) is Place:  # its value was put aside, and may have been read from its pack
+            vacate(variable._held)
+            variable._lend()
         variable._held = array
 
 
@@ -58,14 +60,15 @@ def spread(variables: Iterable[Variable]) -> None:
         held = variable._held
         if isinstance(held, Place):
             vacate(held)
-            variable._held, variable._lent = held.array(), True
+            variable._held = held.array()
+            variable._lend()
 
 
 def gather(pack: Pack) -> None:
     """Puts the members of a pack that have left it back in their places; dissolves a pack that does not fit any more."""
     with one_at_a_time:
         arrays: list[Any] = list(pack.arrays())
-        members = [reference() for reference in pack.members]
+        members = pack.present()
         for index, variable in enumerate(members):
             if variable is not None and variable._held is not pack.places[index]:
                 arrays[index] = variable._held
@@ -75,8 +78,11 @@ def gather(pack: Pack) -> None:
             pack.fill(arrays)
         layouts.count += 1
         for variable, place, array in zip(members, pack.places, arrays, strict=True):
-            if variable is not None and (fits or variable._held is place):
-                variable._held, variable._lent = (place, False) if fits else (array, True)
+            if variable is not None and fits:
+                variable._held, variable._lent = place, False
+            elif variable is not None and variable._held is place:
+                variable._held = array
+                variable._lend()
 
 
 def commit(

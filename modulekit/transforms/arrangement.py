@@ -1,13 +1,14 @@
 """How the values of a program's variables go in and come out: small ones in packs, the others each by itself."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from modulekit.core import storage
 from modulekit.core.packs import Pack, layouts, scalars
 from modulekit.core.pieces import join, split, tracing
 from modulekit.core.variable import Variable
+
+Pure = Callable[[list[Any], list[Any]], tuple[list[Any], Any]]
 
 
 class Arrangement:
@@ -69,31 +70,34 @@ class Arrangement:
             pack.replace(buffer)
         storage.store_arrays(self._loose, new[count:] if count else new)
 
-    # Inside the program.
+    def run(self, pure: Pure, given: Sequence[Any], kept: Sequence[Any]) -> tuple[list[Any], Any]:
+        """Runs the function inside the program.
 
-    @contextmanager
-    def opened(self, given: Sequence[Any], kept: Sequence[Any]) -> Iterator[tuple[list[Any], list[Any]]]:
-        """Context in which the program has the values of the variables that it writes, and of those that it reads."""
-        count, values = len(self._read_packs), {}
-        starts = dict(zip(self._numbers, kept[count + len(self._loose_reads) :], strict=True))
+        Args:
+          pure: from the values of the variables that are written, and of those that are read, to the new ones and a result.
+          given: what came for `given()`.
+          kept: what came for `kept()`.
+
+        Returns:
+          `(new, result)`, where `new` is what comes out for what was given.
+        """
+        written, read = len(self._written_packs), len(self._read_packs)
+        starts = dict(zip(self._numbers, kept[read + len(self._loose_reads) :], strict=True))
         with tracing(starts):
-            buffers = [*given[: len(self._written_packs)], *kept[:count]]
-            self._pieces = [split(buffer, pack.shapes) for pack, buffer in zip(self._packs, buffers, strict=True)]
-            for pack, pieces in zip(self._packs, self._pieces, strict=True):
-                members = [reference() for reference in pack.members]
-                values.update({v: piece for v, piece in zip(members, pieces, strict=True) if v is not None})
-            values.update(zip(self._loose, given[len(self._written_packs) :], strict=True))
-            values.update(zip(self._loose_reads, kept[count:], strict=False))
-            yield [values[v] for v in self._writes], [values[v] for v in self._reads]
-
-    def closed(self, new: Sequence[Any]) -> list[Any]:
-        """Returns what comes out, from the new values of the variables that the program writes; inside `opened`."""
-        values: dict[Any, Any] = dict(zip(self._writes, new, strict=True))
-        buffers = []
-        for pack, pieces in zip(self._written_packs, self._pieces, strict=False):
-            members = [reference() for reference in pack.members]
-            buffers.append(join([values.get(v, piece) for v, piece in zip(members, pieces, strict=True)]))
-        return buffers + [values[v] for v in self._loose]
+            buffers = [*given[:written], *kept[:read]]
+            pieces = [split(buffer, pack.shapes) for pack, buffer in zip(self._packs, buffers, strict=True)]
+            values: dict[Any, Any] = {}  # those of members that are gone go by the name of None, and are not asked for
+            for pack, of_pack in zip(self._packs, pieces, strict=True):
+                values.update(zip(pack.present(), of_pack, strict=True))
+            values.update(zip(self._loose, given[written:], strict=True))
+            values.update(zip(self._loose_reads, kept[read:], strict=False))
+            new, result = pure([values[v] for v in self._writes], [values[v] for v in self._reads])
+            fresh: dict[Any, Any] = dict(zip(self._writes, new, strict=True))
+            joined = [
+                join([fresh.get(v, piece) for v, piece in zip(pack.present(), of_pack, strict=True)])
+                for pack, of_pack in zip(self._written_packs, pieces, strict=False)
+            ]
+        return joined + [fresh[v] for v in self._loose], result
 
 
 def _gather(packs: Sequence[Pack]) -> None:

@@ -73,9 +73,7 @@ class Program:
         self.compiled = jax.jit(arranged, donate_argnums=(0,)) if self._donate else self._undonated
 
     def _arranged(self, arrangement: Arrangement, given: list[Any], kept: list[Any], traced: list[Any]) -> Any:
-        with arrangement.opened(given, kept) as (written, read):
-            new, result = self._pure(written, read, traced)
-            return arrangement.closed(new), result
+        return arrangement.run(lambda written, read: self._pure(written, read, traced), given, kept)
 
     def _pure(self, written: list[Any], read: list[Any], traced: list[Any]) -> tuple[list[Any], Any]:
         args, kwargs = join(self._key, traced)
