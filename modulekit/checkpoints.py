@@ -1,11 +1,9 @@
 """Training state on disk.
 
-A store keeps numbered states, each a set of named arrays and a JSON record, behind a few verbs. Orbax writes them: a
-state is a directory that appears under its name only when it is complete, so that whatever a killed process leaves
-behind is ignored. Array names, shapes and dtypes stand in the record; orbax sees numbered blocks: a large array is one,
-small ones of a dtype share one, since each costs files and time. A state can be written in the background: its arrays
-are copied first, so that training goes on at once. Nothing is compressed: weights hardly shrink, and the processor is
-needed for training.
+A store keeps numbered states, each a set of named arrays and a JSON record, behind a few verbs. Orbax keeps the states: one
+is a directory that appears under its name only when it is complete, so that whatever a killed process leaves behind is
+ignored. The arrays lie in one safetensors file, which other programs read as well; a checksum of each stands in the record.
+A state can be written in the background: its arrays are copied first, so that training goes on at once.
 """
 
 import contextlib
@@ -13,18 +11,27 @@ import json
 import math
 import os
 import threading
+import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors.numpy
 
 from modulekit.errors import CheckpointError
 
 _ARRAYS, _RECORD = "arrays", "record"
-_APART = 2**20  # bytes from which on an array is a block of its own
+_FILE = "arrays.safetensors"
+_RESERVED = "__metadata__"  # the one name that the format keeps for itself
+_DTYPES = frozenset([  # those of the format
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32",
+    "float64", "complex64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
+])  # fmt: skip
 Mode = Literal["min", "max"]
 
 
@@ -68,7 +75,7 @@ class CheckpointStore:
         check_writable(self.directory)
         self._preservation = _Preservation(keep, keep_best, best, anchor_interval)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._preservation, enable_async_checkpointing=False)
-        handlers = {_ARRAYS: ocp.PyTreeCheckpointHandler(use_compression=False), _RECORD: ocp.JsonCheckpointHandler()}
+        handlers = {_ARRAYS: _ArraysHandler(), _RECORD: ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         self._preservation.scores = self._scores()
         self._writer: threading.Thread | None = None
@@ -122,7 +129,10 @@ class CheckpointStore:
 
         Raises:
           CheckpointError: there is a state of that number already, or a newer one.
+          ValueError: an array has the one name that the format keeps for itself.
         """
+        if _RESERVED in arrays:
+            raise ValueError(f"an array cannot be named {_RESERVED!r}, which safetensors files keep for themselves")
         if step in self.steps():
             raise CheckpointError(f"{self.directory} already holds a state of step {step}, which is not overwritten")
         copies = {name: np.array(a) if in_background else a for name, a in arrays.items()}
@@ -167,21 +177,19 @@ class CheckpointStore:
           step: its number.
 
         Raises:
-          CheckpointError: there is no complete state of that number.
+          CheckpointError: there is no complete state of that number, or it is damaged.
         """
         self._check_there(step)
-        record = self._whole_record(step)
-        # NumPy arrays as the wanted form keep every dtype; JAX arrays would narrow float64 without a word.
-        wanted = {block: np.empty([size], dtype) for block, (size, dtype) in record["blocks"].items()}
-        stored: dict[str, Any] = {}
-        if wanted:
-            options = {block: ocp.RestoreArgs(restore_type=np.ndarray) for block in wanted}
-            items = ocp.args.Composite(**{_ARRAYS: ocp.args.PyTreeRestore(wanted, restore_args=options)})
-            stored = self._manager.restore(step, args=items)[_ARRAYS]
-        arrays = {}
-        for name, shape, dtype, block, start in record["arrays"]:
-            flat = np.asarray(stored[block])[start : start + math.prod(shape)] if 0 not in shape else np.zeros(0, dtype)
-            arrays[name] = flat.reshape(shape)
+        items = ocp.args.Composite(**{_ARRAYS: _Restore(), _RECORD: ocp.args.JsonRestore()})
+        found = self._manager.restore(step, args=items)
+        raw, record, arrays = found[_ARRAYS], found[_RECORD], {}
+        for name, shape, dtype, checksum in record["arrays"]:
+            if name not in raw or zlib.crc32(raw[name]) != checksum:
+                raise CheckpointError(
+                    f"the state of step {step} in {self.directory} is damaged: the bytes of {name!r} are not those that "
+                    f"were written. Delete the folder {step} there to go on from an earlier state"
+                )
+            arrays[name] = np.frombuffer(raw[name], np.uint8).view(jnp.dtype(dtype)).reshape(shape)
         return arrays, record["user"]
 
     def close(self) -> None:
@@ -196,7 +204,9 @@ class CheckpointStore:
         scores: dict[int, float | None] = {}
         for step in self._manager.all_steps():
             with contextlib.suppress(KeyError, ValueError, OSError):
-                scores[step] = self._whole_record(step).get("score")
+                score = self._whole_record(step).get("score")
+                if (self.directory / str(step) / _ARRAYS / _FILE).exists():
+                    scores[step] = score
         return scores
 
     def _check_there(self, step: int) -> None:
@@ -219,13 +229,13 @@ class CheckpointStore:
 
     def _write(self, step: int, arrays: Mapping[str, Any], record: Mapping[str, Any], score: float | None) -> None:
         self._preservation.scores[step] = score if score is not None and math.isfinite(score) else None
-        blocks, specs = _in_blocks(arrays)
-        sizes = {block: [array.size, str(array.dtype)] for block, array in blocks.items()}
-        content = {"arrays": specs, "blocks": sizes, "user": record, "score": self._preservation.scores[step]}
-        items: dict[str, Any] = {_RECORD: ocp.args.JsonSave(content)}
-        if blocks:  # orbax refuses to write none
-            items[_ARRAYS] = ocp.args.PyTreeSave(blocks)
-        written = self._manager.save(step, args=ocp.args.Composite(**items))
+        plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        specs = [
+            [name, a.shape, str(a.dtype), zlib.crc32(a.reshape(-1).view(np.uint8).data)] for name, a in plain.items()
+        ]
+        content = {"arrays": specs, "user": record, "score": self._preservation.scores[step]}
+        items = ocp.args.Composite(**{_ARRAYS: _Save(plain), _RECORD: ocp.args.JsonSave(content)})
+        written = self._manager.save(step, args=items)
         self._manager.wait_until_finished()
         if not written:
             raise CheckpointError(
@@ -234,19 +244,44 @@ class CheckpointStore:
             )
 
 
-def _in_blocks(arrays: Mapping[str, Any]) -> tuple[dict[str, np.ndarray[Any, Any]], list[list[Any]]]:
-    """Returns what is written, flat, and the name, shape, dtype, block and place in it of each array."""
-    parts: dict[str, list[np.ndarray[Any, Any]]] = {}
-    filled: dict[str, int] = {}
-    specs: list[list[Any]] = []
-    for index, (name, given) in enumerate(arrays.items()):
-        array = np.asarray(given)
-        block = str(index) if array.nbytes >= _APART else f"small {array.dtype}"
-        specs.append([name, list(array.shape), str(array.dtype), block, filled.get(block, 0)])
-        if array.size:
-            parts.setdefault(block, []).append(array.reshape(-1))
-            filled[block] = filled.get(block, 0) + array.size
-    return {block: np.concatenate(flat) if len(flat) > 1 else flat[0] for block, flat in parts.items()}, specs
+class _ArraysHandler(ocp.CheckpointHandler):
+    """Writes and reads the file of a state's arrays, in the directory that orbax gives it."""
+
+    def save(self, directory: Any, args: "_Save") -> None:
+        """Writes the arrays; those of dtypes that the format does not have, as bytes."""
+        path = Path(directory) / _FILE
+        arrays = {
+            name: a if a.dtype.name in _DTYPES else a.reshape(-1).view(np.uint8) for name, a in args.arrays.items()
+        }
+        try:
+            safetensors.numpy.save_file(arrays, path)
+        except safetensors.SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+        with path.open("rb") as written:
+            os.fsync(written.fileno())  # the name of the state must not come to disk before its bytes
+
+    def restore(self, directory: Any, args: "_Restore") -> dict[str, bytearray]:
+        """Returns the bytes of each array."""
+        path = Path(directory) / _FILE
+        try:
+            found = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+            return {name: tensor["data"] for name, tensor in found}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} is damaged: {error}. Delete that state to go on from an earlier one"
+            ) from error
+
+
+@ocp.args.register_with_handler(_ArraysHandler, for_save=True)
+@dataclass
+class _Save(ocp.args.CheckpointArgs):
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+
+
+@ocp.args.register_with_handler(_ArraysHandler, for_restore=True)
+@dataclass
+class _Restore(ocp.args.CheckpointArgs):
+    pass
 
 
 class _Preservation:

@@ -1,5 +1,6 @@
 """Laws of the store of training states: what is saved comes back, bit by bit, and nothing is overwritten."""
 
+import contextlib
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ DTYPES = [
     np.dtype(kind)
     for kind in (
         np.float32, ml_dtypes.bfloat16, np.float16, np.int8, np.uint32, np.bool_, np.complex64, np.float64, np.int64,
-        ml_dtypes.float8_e4m3fn,
+        ml_dtypes.float8_e4m3fn, np.complex128, ml_dtypes.int4, ml_dtypes.float8_e4m3b11fnuz,
     )
 ]  # fmt: skip
 NAMES = [
@@ -83,6 +85,46 @@ def test_jax_arrays_come_back(store: CheckpointStore) -> None:
     }
     store.save(1, arrays, {})
     assert_same(store.restore(1)[0], arrays)
+
+
+def test_the_arrays_of_a_state_are_read_by_another_reader(store: CheckpointStore) -> None:
+    arrays = {"model.layers[0].w": values(np.dtype(np.float32), (2, 3)), "step": np.uint32(7)}
+    store.save(5, arrays, {})
+    assert_same(
+        dict(sorted(safetensors.numpy.load_file(store.directory / "5/arrays/arrays.safetensors").items())), arrays
+    )
+
+
+def test_damage_is_noticed_and_named(store: CheckpointStore) -> None:
+    store.save(5, {"a": np.ones(3), "b": np.zeros(3)}, {})
+    file = store.directory / "5/arrays/arrays.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b"!")
+    with pytest.raises(
+        CheckpointError,
+        match=r"^the state of step 5 in .*states is damaged: the bytes of 'b' are not those that were written\. "
+        r"Delete the folder 5 there to go on from an earlier state$",
+    ):
+        store.restore(5)
+    file.write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match=r"arrays\.safetensors is damaged: .*Delete that state to go on from an"):
+        store.restore(5)
+    file.write_bytes(whole)
+    assert store.restore(5)[0]["b"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_state_that_lost_its_arrays_is_none(tmp_path: Path) -> None:
+    for step in (1, 2):
+        with contextlib.closing(CheckpointStore(tmp_path)) as store:
+            store.save(step, {"w": np.ones(3)}, {})
+    (tmp_path / "2/arrays/arrays.safetensors").unlink()
+    with contextlib.closing(CheckpointStore(tmp_path)) as store:
+        assert store.latest() == 1
+
+
+def test_the_name_that_the_format_keeps_is_refused(store: CheckpointStore) -> None:
+    with pytest.raises(ValueError, match=r"^an array cannot be named '__metadata__', which safetensors files keep for"):
+        store.save(1, {"__metadata__": np.ones(3)}, {})
 
 
 def test_values_that_are_not_finite_come_back(store: CheckpointStore) -> None:
