@@ -3,7 +3,7 @@
 A store keeps numbered states, each a set of named arrays and a JSON record, behind a few verbs. Orbax keeps the states: one
 is a directory that appears under its name only when it is complete, so that whatever a killed process leaves behind is
 ignored. The arrays lie in one safetensors file, which other programs read as well; a checksum of each stands in the record.
-A state can be written in the background: its arrays are copied first, so that training goes on at once.
+A state can be written in the background, so that training goes on at once.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -124,8 +125,9 @@ class CheckpointStore:
           arrays: by name; of any shape and dtype.
           record: anything that JSON can hold.
           score: by which it may be among the best; None, or not finite, for no score.
-          in_background: whether to copy the arrays and return. `wait` waits for the rest, as every other method does
-            first; an error there is raised by the next method that is called.
+          in_background: whether to copy what could change and return: not JAX arrays, which nobody may donate meanwhile.
+            `wait` waits for the rest, as every other method does first; an error there is raised by the next method that
+            is called.
 
         Raises:
           CheckpointError: there is a state of that number already, or a newer one.
@@ -135,7 +137,9 @@ class CheckpointStore:
             raise ValueError(f"an array cannot be named {_RESERVED!r}, which safetensors files keep for themselves")
         if step in self.steps():
             raise CheckpointError(f"{self.directory} already holds a state of step {step}, which is not overwritten")
-        copies = {name: np.array(a) if in_background else a for name, a in arrays.items()}
+        copies = {
+            name: np.array(a) if in_background and not isinstance(a, jax.Array) else a for name, a in arrays.items()
+        }
         content = json.loads(json.dumps(dict(record)))  # a copy, too, and an error now if JSON cannot hold it
         if not in_background:
             self._write(step, copies, content, score)

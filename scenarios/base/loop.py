@@ -1,7 +1,7 @@
 """The loop of a run: update, log, evaluate, save, until the last step."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scenarios.base import events
@@ -11,7 +11,7 @@ from scenarios.base.hooks import Hook, told
 from scenarios.base.ledger import Ledger
 from scenarios.base.nonfinite import NonFiniteError
 from scenarios.base.pictures import write_pictures
-from scenarios.base.saving import Progress, Saver
+from scenarios.base.saving import Progress, Row, Saver
 from scenarios.base.settings import Settings
 from scenarios.base.stepping import Metrics, Stepper
 from scenarios.base.stopping import LeftAtOnce, Stopping
@@ -99,8 +99,7 @@ class Loop:
         with self._ledger.charge("stepping"):
             done, metrics = self.stepper.run(progress.step, chunk, self.feed.prepare)
         progress.in_loop = self.stepper.pacing.decided
-        for index in range(done):
-            self._count(progress, _at(metrics, index))
+        self._tell_rows(progress.add(metrics, done, settings.log_interval))
         progress.position = chunk.position_after(done)
         if done < chunk.count:
             self._meet(progress, chunk, done, _at(metrics, done))
@@ -108,10 +107,9 @@ class Loop:
             self._tell(events.Progressed(progress.step, _at(metrics, done - 1)))
         self._tell_saved()
 
-    def _count(self, progress: Progress, metrics: Mapping[str, float] | None) -> None:
-        row = progress.add(metrics, self.settings.log_interval)
-        if row is not None:
-            self._tell(events.Logged(progress.step, row))
+    def _tell_rows(self, rows: Iterable[Row]) -> None:
+        for step, row in rows:
+            self._tell(events.Logged(step, row))
 
     def _meet(self, progress: Progress, chunk: Chunk, index: int, metrics: Mapping[str, float]) -> None:
         """Does what the settings say when an update was not applied since something in it was not finite."""
@@ -125,7 +123,7 @@ class Loop:
             weights = self.saver.roll_back(progress.step)
         self.feed.return_from(chunk, index + 1)
         progress.position = chunk.position_after(index + 1)
-        self._count(progress, None)
+        self._tell_rows(progress.skip(self.settings.log_interval))
         self._tell(events.Skipped(progress.step, weights, str(error)))
 
     def _attend(self, progress: Progress, stopping: Stopping) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 _LONGEST_CALL = 500  # steps; what must be uploaded and logged per call stays small
-_SECONDS_PER_CALL = 0.4  # so that progress moves and a signal is soon heard
+_SECONDS_PER_CALL = 0.8  # so that progress moves and a signal is soon heard
 _SLOW_STEP = 2e-3  # seconds; below it the loop cannot lose anything that matters
 _TRIAL = 8  # steps of a call in the trial, at most
 _ENOUGH = 0.2  # seconds that tell one form from the other

@@ -82,8 +82,7 @@ def repeat(run: Run, steps: int) -> Repetition:
             if chunk is None:
                 break
             done, metrics = prepared.stepper.run(progress.step, chunk)
-            for index in range(done):
-                progress.add({name: float(column[index]) for name, column in metrics.items()}, count + 1)
+            progress.add(metrics, done, count + 1)
             if done < chunk.count:
                 break
     return Repetition(trace[: len(progress.trace)], progress.trace, changes)

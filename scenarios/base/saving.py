@@ -8,8 +8,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from modulekit.checkpoints import CheckpointStore
-from modulekit.core.storage import stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.errors import CheckpointError
 from scenarios.base.hooks import Hook, hook_states, set_hook_states
@@ -17,6 +18,7 @@ from scenarios.base.identity import differences
 from scenarios.base.settings import Settings
 
 STATES = "states"  # the folder of a run's directory
+Row = tuple[int, dict[str, float]]  # a step, and the means since the row before
 REMEMBERED = 50  # losses
 TRACED = 100  # losses from the beginning, with which a repetition is compared
 
@@ -65,24 +67,35 @@ class Progress:
             1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(steps, reversed(self.skipped), strict=False))
         )
 
-    def add(self, metrics: Mapping[str, float] | None, log_interval: int) -> dict[str, float] | None:
-        """Counts one update, None for one that was not applied; returns the row of the history that it completes, if any."""
+    def add(self, metrics: Mapping[str, np.ndarray[Any, Any]], count: int, log_interval: int) -> list[Row]:
+        """Counts updates, whose metrics are columns `[count]`; returns the rows of the history that they complete."""
+        rows: list[Row] = []
+        done = 0
+        while done < count:
+            part = slice(done, min(count, done + log_interval - self.step % log_interval))
+            for name, column in metrics.items():
+                values = np.concatenate(([self.sums.get(name, 0.0)], column[part]))
+                self.sums[name] = float(np.add.accumulate(values)[-1])  # in order, however many come at once
+            losses = next(iter(metrics.values()))[part].tolist()
+            self.losses.extend(losses)
+            self.trace.extend(losses[: TRACED - len(self.trace)])
+            self.step, self.summed, done = self.step + len(losses), self.summed + len(losses), part.stop
+            rows += self._completed(log_interval)
+        return rows
+
+    def skip(self, log_interval: int) -> list[Row]:
+        """Counts an update that was not applied; returns the row of the history that it completes, if any."""
         self.step += 1
-        if metrics is None:
-            self.skipped.append(self.step)
-        else:
-            self.summed += 1
-            self.losses.append(next(iter(metrics.values())))
-            if len(self.trace) < TRACED:
-                self.trace.append(self.losses[-1])
-            for name, value in metrics.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-        if self.step % log_interval or not self.summed:
-            return None
+        self.skipped.append(self.step)
+        return self._completed(log_interval)
+
+    def _completed(self, log_interval: int) -> list[Row]:
+        if not self.summed or self.step % log_interval:
+            return []
         row = {name: total / self.summed for name, total in self.sums.items()}
-        self.record(row)
         self.sums, self.summed = {}, 0
-        return row
+        self.record(row)
+        return [(self.step, row)]
 
     def record(self, row: Mapping[str, float]) -> None:
         """Adds values to the history's row of the current step."""
@@ -168,7 +181,7 @@ class Saver:
         """Begins to write the state after the current step, unless it is there already; goes on while it is written."""
         if self._saved == progress.step:
             return
-        arrays = dict(zip(self._variables, stored_arrays(list(self._variables.values())), strict=True))
+        arrays = {path: variable.stored() for path, variable in self._variables.items()}
         record = {
             "progress": progress.in_json(),
             "identity": self._identity,

@@ -2,7 +2,7 @@
 
 Contenders take turns within each round, so that a machine that grows slower or busier does so for all of them; the
 medians over the rounds are compared. On a virtual machine whose host takes the processors away now and then, what was
-measured meanwhile is measured again.
+measured meanwhile is measured again, and left out where enough was not disturbed.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from rich.table import Table
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 _ATTEMPTS = 3
+_ENOUGH = 3  # measurements
 _LEAST_STOLEN = 0.015  # of the processors' time
 
 
@@ -58,19 +59,29 @@ def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dic
 
     The order within a round turns by one each time, so that nobody always comes first.
     """
-    measured: dict[str, list[float]] = {name: [] for name in contenders}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     names = list(contenders)
     for index in range(rounds):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            value = _undisturbed(contenders[name])
-            measured[name].append(value)
-            print(f"round {index + 1} of {rounds}: {name} {pretty(value)}", file=sys.stderr, flush=True)
-    return measured
+            share, value = _undisturbed(contenders[name])
+            measured[name].append((share, value))
+            print(
+                f"round {index + 1} of {rounds}: {name} {pretty(value)} ({share:.1%} stolen)",
+                file=sys.stderr,
+                flush=True,
+            )
+    return {name: _least_disturbed(pairs) for name, pairs in measured.items()}
 
 
-def _undisturbed(measure: Callable[[], float]) -> float:
-    """Measures until the host has left the machine its processors; returns the least disturbed of a few attempts."""
+def _least_disturbed(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """Returns the measurements that were not disturbed; with the least disturbed others where these are too few."""
+    quiet = sum(share <= _LEAST_STOLEN for share, _ in pairs)
+    return [value for _, value in sorted(pairs)[: max(quiet, _ENOUGH)]]
+
+
+def _undisturbed(measure: Callable[[], float]) -> tuple[float, float]:
+    """Measures until the host leaves the machine its processors; returns the share it took, and what was measured."""
     attempts: list[tuple[float, float]] = []
     for _ in range(_ATTEMPTS):
         stolen, start = _stolen(), time.perf_counter()
@@ -79,7 +90,7 @@ def _undisturbed(measure: Callable[[], float]) -> float:
         attempts.append((share, value))
         if share <= _LEAST_STOLEN:
             break
-    return min(attempts)[1]
+    return min(attempts)
 
 
 def _stolen() -> float:
