@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 SMALL = 2**12  # elements up to which a copy costs less than a buffer of its own
+_MOST_SLICES = 8  # each of which XLA compiles by itself
 
 
 class _Tracing(threading.local):
@@ -51,6 +52,11 @@ def apart() -> Iterator[None]:
         yield
     finally:
         _tracing.apart = before
+
+
+def is_apart() -> bool:
+    """Returns whether groupings lay nothing together."""
+    return _tracing.apart
 
 
 def is_small(shape: Sequence[int], dtype: Any) -> bool:
@@ -108,8 +114,19 @@ def _origin(value: Any) -> tuple[Any, Any, int]:
 
 def join(values: Sequence[Any]) -> Any:
     """Returns arrays of one dtype as a flat one; what has been split before, without a copy of each."""
-    flat = [s if stop - start == s.size else s[start:stop] for s, start, stop in _stretches(values)]
+    stretches = _stretches(values)
+    if sum(stop - start < source.size for source, start, stop in stretches) > _MOST_SLICES:
+        return _gathered(stretches)
+    flat = [s if stop - start == s.size else s[start:stop] for s, start, stop in stretches]
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat)
+
+
+def _gathered(stretches: Sequence[tuple[Any, int, int]]) -> Any:
+    """Returns stretches of flat arrays one after the other, by a single operation that XLA compiles fast."""
+    sources = list({id(source): source for source, _, _ in stretches}.values())
+    starts = dict(zip(map(id, sources), starts_of([source.shape for source in sources]), strict=False))
+    places = [np.arange(start, stop, dtype=np.int32) + starts[id(source)] for source, start, stop in stretches]
+    return jnp.concatenate(sources).at[np.concatenate(places)].get(mode="promise_in_bounds", unique_indices=True)
 
 
 def _stretches(values: Sequence[Any]) -> list[tuple[Any, int, int]]:

@@ -273,8 +273,8 @@ def refuse_dependent(programs: Sequence[Program], parts: Mapping[str, Any]) -> N
     """Raises `ValueError` if a variable that one member changes is used by another one, and names it."""
     changed_by: dict[Variable, int] = {}
     for member, program in enumerate(programs):
-        for place in program.written:
-            changed_by.setdefault(program.variables[place], member)
+        for variable in program.writes:
+            changed_by.setdefault(variable, member)
     for member, program in enumerate(programs):
         for variable in program.variables:
             owner = changed_by.get(variable, member)

@@ -6,10 +6,10 @@ which have their new values when the context ends. No member's variable is ever 
 own array.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,6 +24,39 @@ from scenarios.ensemble.programs import Program
 _RUNNING: ContextVar["tuple[Group, ...] | None"] = ContextVar("groups", default=None)
 
 
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """What stands for variables of several members while they are side by side.
+
+    Attributes:
+      variable: that has their values, `[members, ...]`.
+      rows: of each member: one variable, or those that lie together.
+    """
+
+    variable: Variable
+    rows: tuple[tuple[Variable, ...], ...]
+
+    @classmethod
+    def of(cls, columns: Iterable[Sequence[Variable]]) -> "Stack":
+        """Returns a stack for columns of variables, one of each member."""
+        rows = tuple(zip(*columns, strict=True))
+        first = rows[0][0]
+        with concrete():  # its value is given by `side_by_side`
+            return cls(Variable(jnp.zeros([], first.dtype), name=first.name.split("/")[-1]), rows)
+
+    def value(self) -> Any:
+        """Returns the values of the variables, one row for each member."""
+        values = [v.current() for row in self.rows for v in row]
+        return pieces.stack(values) if len(self.rows[0]) == 1 else pieces.join(values).reshape(len(self.rows), -1)
+
+    def commit(self, value: Any) -> None:
+        """Gives the variables the values of their rows."""
+        variables = [v for row in self.rows for v in row]
+        is_flat = len(self.rows[0]) > 1
+        new = pieces.split(value.reshape(-1), [v.shape for v in variables]) if is_flat else pieces.unstack(value)
+        storage.commit(variables, new)
+
+
 class Group:
     """Members whose updates are one program.
 
@@ -33,19 +66,22 @@ class Group:
 
     Attributes:
       members: their numbers.
+      changing: stacks of the variables that change, small ones together.
+      kept: stacks of the others; a variable itself where all members share it.
     """
 
     def __init__(self, members: Sequence[int], programs: Sequence[Program]) -> None:
         self.members = tuple(members)
-        self._program = programs[0]
+        self._program = program = programs[0]
+        self._programs = programs
         self._numbers = [list(program.numbers.values()) for program in programs]
-        self._columns = list(zip(*(program.variables for program in programs), strict=True))
-        self._is_shared = [len(set(column)) == 1 for column in self._columns]
-        with concrete():  # what stands for a column of variables; its value is given by `side_by_side`
-            self._stacks = [
-                column[0] if shared else Variable(jnp.zeros([], column[0].dtype), name=column[0].name.split("/")[-1])
-                for column, shared in zip(self._columns, self._is_shared, strict=True)
-            ]
+        written = list(zip(*(program.writes for program in programs), strict=True))
+        places = [*program.layout.groups, *([place] for place in program.layout.alone)]
+        self.changing = [Stack.of([written[place] for place in group]) for group in places]
+        self.kept = [
+            column[0] if len(set(column)) == 1 else Stack.of([column])
+            for column in zip(*(program.reads for program in programs), strict=True)
+        ]
 
     @property
     def is_constant(self) -> bool:
@@ -55,14 +91,13 @@ class Group:
     @property
     def variables(self) -> Iterator[Variable]:
         """Yields what the members use."""
-        yield from itertools.chain(*self._columns)
+        for program in self._programs:
+            yield from program.variables
 
     @property
-    def stacked(self) -> Iterator[tuple[Variable, tuple[Variable, ...], bool]]:
-        """Yields each stack, the variables that it stands for, and whether they change."""
-        for place, (stack, column) in enumerate(zip(self._stacks, self._columns, strict=True)):
-            if not self._is_shared[place]:
-                yield stack, column, place in self._program.written
+    def stacks(self) -> list[Stack]:
+        """All stacks."""
+        return [*self.changing, *(kept for kept in self.kept if isinstance(kept, Stack))]
 
     def update(self, keys: Any, step: Any, active: Any, batch: Any, has_own_examples: bool) -> jax.Array:
         """Updates the members; returns their losses, `[members of the group]`.
@@ -74,27 +109,29 @@ class Group:
           batch: the examples.
           has_own_examples: whether they have an axis of members.
         """
-        values = [stack.current() for stack in self._stacks]
-        axes = [None if shared else 0 for shared in self._is_shared]
+        changing = [stack.variable.current() for stack in self.changing]
+        kept = [(one.variable if isinstance(one, Stack) else one).current() for one in self.kept]
+        axes = [0 if isinstance(one, Stack) else None for one in self.kept]
         numbers = [jnp.asarray(column, jnp.float32) for column in zip(*self._numbers, strict=True)]
         keys, active = self._own(keys), None if active is None else self._own(active)
         batch = jax.tree.map(self._own, batch) if has_own_examples else batch
 
-        def lane(values: list[Any], numbers: list[Any], key: Any, active: Any, batch: Any) -> tuple[Any, list[Any]]:
-            loss, new = self._program(values, numbers, key, step, batch)
+        def lane(
+            changing: list[Any], kept: list[Any], numbers: list[Any], key: Any, active: Any, batch: Any
+        ) -> tuple[Any, list[Any]]:
+            loss, new = self._program(changing, kept, numbers, key, step, batch)
             if active is not None:
-                before = [values[place] for place in self._program.written]
-                new = [jnp.where(active, after, old) for after, old in zip(new, before, strict=True)]
+                new = [jnp.where(active, after, before) for after, before in zip(new, changing, strict=True)]
             return loss, new
 
         if len(self.members) == 1:
             examples = _first(batch) if has_own_examples else batch
-            loss, new = lane(values, _first(numbers), _first(keys), _first(active), examples)
-            losses = loss[None]
+            found = lane(_first(changing), kept, _first(numbers), _first(keys), _first(active), examples)
+            losses, new = jax.tree.map(lambda array: array[None], found)
         else:
             batch_axis = 0 if has_own_examples else None
-            losses, new = jax.vmap(lane, (axes, 0, 0, 0, batch_axis))(values, numbers, keys, active, batch)
-        storage.commit([self._stacks[place] for place in self._program.written], new)
+            losses, new = jax.vmap(lane, (0, axes, 0, 0, 0, batch_axis))(changing, kept, numbers, keys, active, batch)
+        storage.commit([stack.variable for stack in self.changing], new)
         return losses
 
     def _own(self, array: Any) -> Any:
@@ -124,19 +161,18 @@ def grouped(programs: Sequence[Program], vectorized: bool) -> tuple[Group, ...]:
 @contextmanager
 def side_by_side(groups: tuple[Group, ...]) -> Iterator[None]:
     """Context in which the members of each group are stacked; afterwards their variables have their new values."""
-    columns = [entry for group in groups for entry in group.stacked]
-    stacks = {stack: pieces.stack([v.current() for v in column]) for stack, column, _ in columns}
+    values = {stack.variable: stack.value() for group in groups for stack in group.stacks}
     token = _RUNNING.set(groups)
     try:
-        with Overlay(stacks, baked=bakes_reads()) as running:
+        with Overlay(values, baked=bakes_reads()) as running:
             yield
     finally:
         _RUNNING.reset(token)
-    others = [written for written in running.written if written not in stacks]
+    others = [written for written in running.written if written not in values]
     storage.commit(others, [running.values[written] for written in others])
-    for stack, column, changes in columns:
-        if changes:
-            storage.commit(column, pieces.unstack(running.values[stack]))
+    for group in groups:
+        for stack in group.changing:
+            stack.commit(running.values[stack.variable])
 
 
 def running_groups() -> tuple[Group, ...] | None:

@@ -8,6 +8,7 @@ import jax
 from modulekit.core import context
 from modulekit.core.module import Module
 from modulekit.core.overlay import active
+from modulekit.core.pieces import is_apart
 from modulekit.transforms.snapshot import Snapshot
 from scenarios.ensemble.lanes import Group
 
@@ -36,7 +37,7 @@ class Plans:
           find_out: returns the groups, by tracing the members' updates.
         """
         leaves, tree = jax.tree.flatten(batch)
-        key = (tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+        key = (tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), is_apart())
         known = self._known.get(key) if context.key() is None else None
         if known is None or not known[0].holds():
             groups = find_out()

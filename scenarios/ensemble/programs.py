@@ -17,7 +17,7 @@ from jax.extend.core import jaxpr_as_fun
 
 import modulekit as mk
 from modulekit.core.overlay import bakes_reads
-from modulekit.core.pieces import tracing
+from modulekit.core.pieces import Grouping, tracing
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import plain
@@ -27,40 +27,48 @@ from scenarios.ensemble.numbers import replaced
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What one update of a member computes: `loss, new_values = program(values, numbers, key, step, batch)`.
+    """What one update of a member computes: `loss, new = program(changing, kept, numbers, key, step, batch)`.
 
     Attributes:
-      variables: those that it uses, in the order of their first use.
-      written: the places among them of those that it changes.
+      writes: the variables that it changes, in the order of their names.
+      reads: those that it only reads.
+      layout: how the values of those that it changes lie together.
       numbers: the hyperparameters that are its inputs, by name.
       draws: whether it draws random numbers.
     """
 
-    variables: tuple[Variable, ...]
-    written: tuple[int, ...]
+    writes: tuple[Variable, ...]
+    reads: tuple[Variable, ...]
+    layout: Grouping
     numbers: Mapping[str, float]
     draws: bool
     _jaxpr: Any = field(repr=False)
     _text: str = field(repr=False)
 
     def __call__(
-        self, values: Sequence[Any], numbers: Sequence[Any], key: Any, step: Any, batch: Any
+        self, changing: Sequence[Any], kept: Sequence[Any], numbers: Sequence[Any], key: Any, step: Any, batch: Any
     ) -> tuple[Any, list[Any]]:
         """Runs the program.
 
         Args:
-          values: of the variables.
+          changing: the values of the variables that it changes, laid together.
+          kept: of those that it only reads.
           numbers: of the hyperparameters.
           key: the data of the random key at which the draws begin.
           step: the number of updates before.
           batch: the examples.
 
         Returns:
-          `(loss, new)`, where `new` are the values of those variables that change.
+          `(loss, new)`, where `new` are the new values of what changes, laid together.
         """
-        leaves = jax.tree.leaves((list(values), list(numbers), key, step, batch))
+        leaves = jax.tree.leaves((list(changing), list(kept), list(numbers), key, step, batch))
         loss, *new = jaxpr_as_fun(self._jaxpr)(*leaves)
         return loss, new
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """All that it uses."""
+        return *self.writes, *self.reads
 
     @property
     def is_constant(self) -> bool:
@@ -69,7 +77,7 @@ class Program:
 
     def is_same(self, other: "Program") -> bool:
         """Returns whether two programs compute the same function of their inputs."""
-        if self._text != other._text or self.written != other.written or list(self.numbers) != list(other.numbers):
+        if self._text != other._text or list(self.numbers) != list(other.numbers):
             return False
         return all(map(_is_same_array, self._jaxpr.consts, other._jaxpr.consts))
 
@@ -84,29 +92,33 @@ def trace(update: Callable[[Any], Any], optimizer: mk.Optimizer, numbers: Mappin
       batch: the structure of a batch, of `jax.ShapeDtypeStruct`s.
     """
     found, stream = mk.footprint(update, batch).by_name(), default_stream()
-    used = dict.fromkeys((*found.reads, *found.writes))
-    variables = tuple(v for v in used if v is not stream.key and v is not stream.counter)
-    written = tuple(place for place, v in enumerate(variables) if v in found.writes)
-    bound = (*variables, stream.key, stream.counter)
+    own = (stream.key, stream.counter)
+    writes = tuple(v for v in found.writes if v not in own)
+    reads = tuple(v for v in found.reads if v not in found.writes and v not in own)
+    layout = Grouping([(v.shape, v.dtype) for v in writes])
 
-    def run(values: list[Any], numbers: dict[str, Any], key: Any, step: Any, batch: Any) -> list[Any]:
-        bindings = dict(zip(bound, (*values, key, jnp.zeros_like(stream.counter.stored())), strict=True))
+    def run(
+        changing: list[Any], kept: list[Any], numbers: dict[str, Any], key: Any, step: Any, batch: Any
+    ) -> list[Any]:
         # Apart from the trace around, so that the program is the same wherever it is traced.
-        with (
-            tracing({}),
-            replaced(optimizer, numbers),
-            at(step),
-            found.overlay(bindings, baked=bakes_reads()) as running,
-        ):
-            loss = plain(update(batch))
-            found.check(running)
-        return [loss, *(running.values[variables[place]] for place in written)]
+        with tracing({}):
+            values = (*layout.split(changing), *kept, key, jnp.zeros_like(stream.counter.stored()))
+            bindings = dict(zip((*writes, *reads, *own), values, strict=True))
+            with (
+                replaced(optimizer, numbers),
+                at(step),
+                found.overlay(bindings, baked=bakes_reads()) as running,
+            ):
+                loss = plain(update(batch))
+                found.check(running)
+            return [loss, *layout.joined([running.values[v] for v in writes])]
 
     def traced(numbers: Mapping[str, float]) -> Any:
-        shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
+        changing = jax.eval_shape(layout.joined, [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in writes])
+        kept = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in reads]
         real = {name: jax.ShapeDtypeStruct((), jnp.float32, weak_type=True) for name in numbers}
         key = jax.ShapeDtypeStruct(stream.key.shape, stream.key.dtype)
-        return jax.make_jaxpr(run)(shapes, real, key, jax.ShapeDtypeStruct((), jnp.int32), batch)
+        return jax.make_jaxpr(run)(changing, kept, real, key, jax.ShapeDtypeStruct((), jnp.int32), batch)
 
     try:
         jaxpr = traced(numbers)
@@ -116,7 +128,7 @@ def trace(update: Callable[[Any], Any], optimizer: mk.Optimizer, numbers: Mappin
         numbers = {}
         jaxpr = traced(numbers)
     in_order = {name: numbers[name] for name in sorted(numbers)}  # as JAX orders a dict
-    return Program(variables, written, in_order, stream.counter in found.writes, jaxpr, str(jaxpr))
+    return Program(writes, reads, layout, in_order, stream.counter in found.writes, jaxpr, str(jaxpr))
 
 
 def _is_same_array(one: Any, other: Any) -> bool:
