@@ -16,6 +16,7 @@ from scenarios.testing.compilation import kept_programs
 from scenarios.testing.constructor import SETTINGS
 from scenarios.testing.counting import STEP_COUNT
 from scenarios.testing.elsewhere import refuse_inside
+from scenarios.testing.examples import EXAMPLES
 from scenarios.testing.interruption import RESUME, SIGNALS
 from scenarios.testing.looking import DRY_RUN, EVALUATION
 from scenarios.testing.poison import NON_FINITE
@@ -37,7 +38,7 @@ def check_scenario(scenario: type[Scenario] | Callable[[], Case], elsewhere: boo
 
     Args:
       scenario: a function that returns a fresh `Case` each time; or a scenario's class with such a function as class method
-        `example()`. The smaller the case, the sooner the answer.
+        `example()`, or one of this library's own. The smaller the case, the sooner the answer.
       elsewhere: whether part of it may run in another process.
 
     Returns:
@@ -82,7 +83,7 @@ def check_scenario(scenario: type[Scenario] | Callable[[], Case], elsewhere: boo
 def _maker(scenario: type[Scenario] | Callable[[], Case]) -> Callable[[], Case]:
     if not isinstance(scenario, type):
         return scenario
-    example: Callable[[], Case] | None = getattr(scenario, "example", None)
+    example: Callable[[], Case] | None = getattr(scenario, "example", EXAMPLES.get(scenario))
     if example is None:
         raise TypeError(
             f"{scenario.__name__} has no class method example(), which returns a small case to try it on: write one, or "
