@@ -292,7 +292,7 @@ def test_the_settings_that_a_scenario_adds_change_its_schedule(
 
 def test_every_setting_has_a_kind() -> None:
     names = {field.name for field in dataclasses.fields(scenarios.Settings)}
-    assert names - {"save_dir"} <= identity._KINDS.keys()
+    assert names - {"save_dir", "cache_dir"} <= identity._KINDS.keys()
 
 
 def test_the_directory_of_a_run_on_other_data_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast
 
 import jax
 
@@ -18,6 +18,7 @@ from modulekit.transforms.settle import Footprint, Unsettled
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 _MORE_VARIABLES = ["a later call has used more variables"]
 _OTHER_CONTEXT = "variable getters or the mixed-precision mode around the call changed"
 
@@ -55,17 +56,19 @@ class Jitted(Generic[P, R]):
         traced, key = split(args, kwargs)
         if is_eager():
             return run_eagerly(self._function, key, traced)
+        return self._used(key, traced, _call)
+
+    def _used(self, key: tuple[Any, ...], traced: list[Any], use: Callable[[Program, list[Any]], T]) -> T:
+        """Uses the program for these arguments, which is made first where the arguments or the modules are new."""
         around = context.key()
         program = (self._plain_programs if around is None else self._programs(around)).get(key)
         if program is not None and program.is_current():
             try:
-                if overlay.active() is None and foreign.untraced():
-                    return program.call(traced)
-                return program.call_inside(traced)
+                return use(program, traced)
             except Unsettled:
-                return self._settled(key, traced, program.footprint, [], _MORE_VARIABLES)[1]
+                return self._settled(key, traced, program.footprint, [], _MORE_VARIABLES, use)
         changed = self._other_context(key) if program is None else program.changes()
-        return self._settled(key, traced, self._start(), changed, changed)[1]
+        return self._settled(key, traced, self._start(), changed, changed, use)
 
     def _programs(self, around: Hashable) -> dict[tuple[Any, ...], Program]:
         return self._plain_programs if around is None else self._other_programs.setdefault(around, {})
@@ -85,22 +88,47 @@ class Jitted(Generic[P, R]):
         footprint: Footprint,
         changed: list[str],
         changed_for_others: list[str],
-    ) -> tuple[Program, Any]:
+        use: Callable[[Program, list[Any]], T],
+    ) -> T:
         history = self._tapped_history if finite.is_on() else self._history
         note = history.of_a_program(changed, changed_for_others)
 
-        def attempt() -> tuple[Program, Any]:
+        def attempt() -> tuple[Program, T]:
             if not footprint.reads and not footprint.writes:
                 trace_abstractly(self._function, key, traced, footprint)
             program = Program(self._function, key, footprint, self._donate, note)
-            if overlay.active() is None and foreign.untraced():
-                program.prepare(traced)
-                return program, program.call(traced)
-            return program, program.call_inside(traced)
+            return program, use(program, traced)
 
         program, result = footprint.settle(attempt, "jit")
         self._programs(context.key())[key] = program
-        return program, result
+        return result
+
+    def compile(self, *args: Any, **kwargs: Any) -> Self:
+        """Compiles the function for arguments like these before its first call, and returns it.
+
+        Variables that do not exist yet are made; nothing is computed and no variable changes.
+
+        Args:
+          *args: arrays, or `jax.ShapeDtypeStruct`s in their place; static arguments as in a call.
+          **kwargs: the same, by name.
+
+        Raises:
+          RuntimeError: it was called inside a transform, which compiles what is called in it.
+
+        >>> import modulekit as mk
+        >>> double = mk.jit(lambda x: 2 * x).compile(jax.ShapeDtypeStruct([3], "float32"))
+        >>> len(double.traces), double(jax.numpy.ones(3)).tolist(), len(double.traces)
+        (1, [2.0, 2.0, 2.0], 1)
+        """
+        if overlay.active() is not None or not foreign.untraced():
+            name = _name_of(self._function)
+            raise RuntimeError(
+                f"{name} was to be compiled inside a transform, which compiles it by itself: do it outside"
+            )
+        traced, key = split(args, kwargs)
+        if not is_eager():
+            self._used(key, traced, Program.compile)
+        return self
 
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
         """Returns the lowered program for these arguments, with JAX's `as_text`, `compile`, `cost_analysis`.
@@ -118,6 +146,12 @@ class Jitted(Generic[P, R]):
         return footprint.settle(attempt, "jit")
 
 
+def _call(program: Program, traced: list[Any]) -> Any:
+    if overlay.active() is None and foreign.untraced():
+        return program.call(traced)
+    return program.call_inside(traced)
+
+
 class _Bound(functools.partial[Any]):
     """A compiled method of one object."""
 
@@ -125,6 +159,11 @@ class _Bound(functools.partial[Any]):
     def traces(self) -> tuple[str, ...]:
         """Those of the method, for all objects."""
         return tuple(cast(Any, self.func).traces)
+
+    def compile(self, *args: Any, **kwargs: Any) -> Self:
+        """Compiles the method before its first call, as `Jitted.compile` does."""
+        cast(Any, self.func).compile(*self.args, *args, **kwargs)
+        return self
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Returns the lowered program, as `Jitted.lower` does."""

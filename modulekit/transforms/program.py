@@ -111,6 +111,22 @@ class Program:
         self._arrange()
         return self.compiled.lower(self._arrangement.given(), self._arrangement.kept(), traced)
 
+    def compile(self, traced: list[Any]) -> None:
+        """Traces and compiles the function; `traced` may hold `jax.ShapeDtypeStruct`s. A call is then ready to run."""
+        with one_at_a_time:
+            if self._arrangement is None:
+                self.prepare(traced)
+            if not self._arrangement.is_current():
+                self._arrange()
+            self.compiled.lower(self._arrangement.given(), self._arrangement.kept(), traced).compile()
+        self._remember()
+
+    def _remember(self) -> Snapshot:
+        """Takes note of how the modules are that ran in the trace, if this has not been done; returns it."""
+        if self._snapshot is None:
+            self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))
+        return self._snapshot
+
     def is_current(self) -> bool:
         """Returns whether the modules that ran are as they were when the program was traced."""
         return self._snapshot is None or self._snapshot.holds()
@@ -130,8 +146,7 @@ class Program:
                 result = self._call(traced)
             else:  # nothing to donate, nothing to store
                 result = self.compiled([], self._arrangement.kept(), traced)[1]
-        if self._snapshot is None:
-            self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))
+        self._remember()
         for shared in self._shared:
             shared.stored()
         return result
@@ -172,11 +187,9 @@ class Program:
         written = [v.current() for v in self.writes]
         new, result = self._inside(written, [v.current() for v in self.reads], traced)
         storage.commit(self.writes, new, self._tally_of(traced).writers)
-        if self._snapshot is None:
-            self._snapshot = Snapshot(self._ran.values(), (*self.writes, *self.reads))
-        running = overlay.active()
+        snapshot, running = self._remember(), overlay.active()
         if running is not None:
-            running.ran.update((id(module), module) for module in self._snapshot.modules)
+            running.ran.update((id(module), module) for module in snapshot.modules)
         return result
 
 

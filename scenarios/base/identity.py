@@ -38,6 +38,7 @@ _KINDS: dict[str, Kind] = {
     "data": "incompatible",
     "eval_data": "safe",
 }
+_PLACES = ("save_dir", "cache_dir")  # say where, and not what
 _SHOWN = 100  # characters of a value in a message
 _NOWHERE = object()
 
@@ -77,7 +78,7 @@ def identity(
       data: the fingerprint of the data.
       eval_data: that of the evaluation data, if there is any.
     """
-    common = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "save_dir"}
+    common = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _PLACES}
     described = {name: describe(part) for name, part in parts.items()}
     return {
         "scenario": type(scenario).__name__,

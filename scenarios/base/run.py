@@ -19,6 +19,7 @@ from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 from modulekit.data import Arrays, Pipeline, Stream, stream
 from scenarios.base.batches import GroupedBatches, Indices, chosen
+from scenarios.base.compilation import kept_programs
 from scenarios.base.evaluating import Around, Evaluator, compiled
 from scenarios.base.feeding import Chunk, Fed, Feed, arrays_feed
 from scenarios.base.hooks import Hook, JsonLines
@@ -109,6 +110,9 @@ class Run:
         default = default_stream()
         kept = (default.key.current(), default.counter.current())
         with ExitStack() as closing:
+            if settings.cache_dir is not None:
+                check_writable(Path(settings.cache_dir), "cache_dir")
+                closing.enter_context(kept_programs(settings.cache_dir))
             closing.callback(default.key.assign, kept[0])
             closing.callback(default.counter.assign, kept[1])
             store, saver, progress = None, None, Progress()

@@ -43,6 +43,8 @@ class Settings:
       non_finite: what happens when an update gives a metric, a weight or a slot that is not finite. It is never applied:
         `stop` ends the run, `skip` goes on with the next batch, and `rollback` goes back to the weights of the newest
         state saved at a multiple of `save_interval`, and on with the next batch.
+      cache_dir: a folder in which compiled programs are kept, so that a run that goes on, or any other run that is given the
+        folder, does not compile them again; None leaves it to JAX's own setting.
       time_limit: seconds after which the run ends at the next step, with a saved state; None for no limit.
       progress: whether to show progress: a bar on a terminal, else plain lines.
 
@@ -74,13 +76,16 @@ class Settings:
     steps_per_call: int | None = None
     data_on_device: bool | None = None
     non_finite: NonFinite = "stop"
+    cache_dir: str | os.PathLike[str] | None = None
     time_limit: float | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("save_dir", "best_metric", *_TRUTHS) or (value is None and field.default is None):
+            if field.name in ("save_dir", "cache_dir", "best_metric", *_TRUTHS) or (
+                value is None and field.default is None
+            ):
                 continue
             if field.name in _CHOICES:
                 _check_choice(field.name, value, _CHOICES[field.name])

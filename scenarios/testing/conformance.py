@@ -3,16 +3,19 @@
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
 
+import jax
+
 from modulekit.core import draws
 from modulekit.core.randomness import default_stream
+from scenarios.base.compilation import kept_programs
 from scenarios.base.scenario import Scenario
 from scenarios.testing.atomicity import ATOMICITY
 from scenarios.testing.case import Case
 from scenarios.testing.check import Check, Violation
-from scenarios.testing.compilation import kept_programs
 from scenarios.testing.constructor import SETTINGS
 from scenarios.testing.counting import STEP_COUNT
 from scenarios.testing.elsewhere import refuse_inside
@@ -70,7 +73,7 @@ def check_scenario(scenario: type[Scenario] | Callable[[], Case], elsewhere: boo
     stream = default_stream()
     kept = (stream.key.current(), stream.counter.current())
     try:
-        with draws.seeded(SEED), tempfile.TemporaryDirectory() as folder, kept_programs(Path(folder) / "programs"):
+        with draws.seeded(SEED), tempfile.TemporaryDirectory() as folder, _kept_programs(Path(folder) / "programs"):
             report = _report(Subject(_maker(scenario), Path(folder), elsewhere))
     finally:
         stream.key.assign(kept[0])
@@ -78,6 +81,12 @@ def check_scenario(scenario: type[Scenario] | Callable[[], Case], elsewhere: boo
     if not report.passed:
         raise ConformanceError(report)
     return report
+
+
+def _kept_programs(folder: Path) -> AbstractContextManager[None]:
+    """Returns a context in which each program is compiled once; a folder for them that is set already stays."""
+    is_set = jax.config.jax_compilation_cache_dir is not None  # type: ignore[attr-defined]
+    return nullcontext() if is_set else kept_programs(folder)
 
 
 def _maker(scenario: type[Scenario] | Callable[[], Case]) -> Callable[[], Case]:

@@ -14,12 +14,9 @@ _ALL = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache
 
 
 @contextmanager
-def kept_programs(folder: Path) -> Iterator[None]:
-    """Context in which JAX keeps what it compiles in a folder, as do processes that start; one that it has already stays."""
-    if getattr(jax.config, _FOLDER) is not None:
-        yield
-        return
-    ours: dict[str, Any] = {_FOLDER: str(folder), **_ALL}
+def kept_programs(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Context in which JAX keeps what it compiles in a folder, as do processes that start."""
+    ours: dict[str, Any] = {_FOLDER: str(Path(folder).absolute()), **_ALL}
     before = {name: getattr(jax.config, name) for name in ours}
     variables = {name.upper(): os.environ.get(name.upper()) for name in ours}
     _configure(ours, {name.upper(): str(value) for name, value in ours.items()})
