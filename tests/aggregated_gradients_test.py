@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenario_catalogue import Case, linear_data
+from scenario_catalogue import Case, aggregated_data, linear_data, sample_loss
 
 import modulekit as mk
 import scenarios
 from scenarios import aggregation
-from scenarios.testing.examples import sample_loss, weighted_data
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -45,7 +44,7 @@ RULES: dict[str, tuple[dict[str, Any], Any]] = {
 @pytest.mark.parametrize("rule", RULES)
 def test_an_update_follows_the_aggregated_gradient(rule: str, weight: str | None) -> None:
     settings, reference = RULES[rule]
-    data = weighted_data(12, 3)
+    data = aggregated_data(12, 3)
     weights = np.ones(12) if weight is None else data["count"].astype(np.float64)
     expected = reference(gradients_at_zero(data), weights)
     w, b = fitted(data, batch_size=12, weight=weight, **settings)
@@ -66,7 +65,7 @@ def test_the_mean_is_supervised_learning() -> None:
 @pytest.mark.parametrize("rule", ["mean", "trimmed"])
 def test_gradients_may_be_computed_in_parts(rule: str) -> None:
     settings, _ = RULES[rule]
-    data = weighted_data(60, 1)
+    data = aggregated_data(60, 1)
     at_once = fitted(data, steps=12, batch_size=10, weight="count", **settings)
     in_parts = fitted(data, steps=12, batch_size=5, samples_per_update=10, weight="count", **settings)
     for one, other in zip(at_once, in_parts, strict=True):
@@ -74,7 +73,7 @@ def test_gradients_may_be_computed_in_parts(rule: str) -> None:
 
 
 def test_the_median_ignores_a_wrong_sample_and_the_mean_does_not() -> None:
-    data = weighted_data(20, 5)
+    data = aggregated_data(20, 5)
     data["y"] = data["x"][:, :2].copy()
     data["y"][4] = 1e4
     right = np.eye(4)[:, :2]
@@ -84,7 +83,7 @@ def test_the_median_ignores_a_wrong_sample_and_the_mean_does_not() -> None:
 
 
 def test_the_loss_is_the_weighted_mean_and_the_evaluation_one_value_for_each_sample() -> None:
-    data = weighted_data(12, 3)
+    data = aggregated_data(12, 3)
     model = mk.Linear(2, w_init=mk.initializers.Zeros())
     run = scenarios.AggregatedGradients(1, batch_size=12, log_interval=1, weight="count", **QUIET)
 
@@ -106,7 +105,7 @@ def test_a_loss_that_asks_is_told_whether_it_trains() -> None:
         told.append(is_training)
         return sample_loss(model, sample)
 
-    data = weighted_data(6, 3)
+    data = aggregated_data(6, 3)
     run = scenarios.AggregatedGradients(2, batch_size=6, **QUIET)
     run(mk.Linear(2), mk.optimizers.SGD(0.1), loss, data=data, eval_data=data)
     assert set(told) == {True, False}
@@ -153,7 +152,7 @@ def test_wrong_settings_are_named(case: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (weighted_data(6, 3), "weight='size' names an array of data, which is a dict of 'count', 'x', 'y'"),
+        (aggregated_data(6, 3), "weight='size' names an array of data, which is a dict of 'count', 'x', 'y'"),
         (np.zeros([6, 2]), "weight='size' names an array of data, which is no dict"),
         ({"size": np.ones([6, 1])}, "data['size'] has shape [3, 1]: expected one weight for each sample"),
         ({"size": np.arange(6)}, "data['size'] holds 0.0 for sample 0: weights are positive numbers"),
@@ -170,7 +169,7 @@ def test_weights_that_are_none_are_named(data: Any, message: str) -> None:
 def test_the_rule_is_part_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"batch_size": 5, "steps": 2, "save_dir": tmp_path, **QUIET}
     parts = {"model": mk.Linear(2), "optimizer": mk.optimizers.SGD(0.1), "loss": sample_loss}
-    case = Case(scenarios.AggregatedGradients, settings, parts, weighted_data(20, 1))
+    case = Case(scenarios.AggregatedGradients, settings, parts, aggregated_data(20, 1))
     case.run()
     case.run(aggregate="median")
     assert "aggregate: saved 'mean', now 'median' (schedule-changing)" in capsys.readouterr().err

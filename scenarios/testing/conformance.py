@@ -19,7 +19,6 @@ from scenarios.testing.check import Check, Violation
 from scenarios.testing.constructor import SETTINGS
 from scenarios.testing.counting import STEP_COUNT
 from scenarios.testing.elsewhere import refuse_inside
-from scenarios.testing.examples import EXAMPLES
 from scenarios.testing.interruption import RESUME, SIGNALS
 from scenarios.testing.looking import DRY_RUN, EVALUATION
 from scenarios.testing.poison import NON_FINITE
@@ -41,7 +40,7 @@ def check_scenario(scenario: type[Scenario] | Callable[[], Case], elsewhere: boo
 
     Args:
       scenario: a function that returns a fresh `Case` each time; or a scenario's class with such a function as class method
-        `example()`, or one of this library's own. The smaller the case, the sooner the answer.
+        `example()`. The smaller the case, the sooner the answer.
       elsewhere: whether part of it may run in another process.
 
     Returns:
@@ -92,7 +91,7 @@ def _kept_programs(folder: Path) -> AbstractContextManager[None]:
 def _maker(scenario: type[Scenario] | Callable[[], Case]) -> Callable[[], Case]:
     if not isinstance(scenario, type):
         return scenario
-    example: Callable[[], Case] | None = getattr(scenario, "example", EXAMPLES.get(scenario))
+    example: Callable[[], Case] | None = getattr(scenario, "example", None)
     if example is None:
         raise TypeError(
             f"{scenario.__name__} has no class method example(), which returns a small case to try it on: write one, or "
