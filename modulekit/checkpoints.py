@@ -24,15 +24,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
 
+from modulekit.core.safetensors_layout import DTYPES, RESERVED
 from modulekit.errors import CheckpointError
 
 _ARRAYS, _RECORD = "arrays", "record"
 _FILE = "arrays.safetensors"
-_RESERVED = "__metadata__"  # the one name that the format keeps for itself
-_DTYPES = frozenset([  # those of the format
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32",
-    "float64", "complex64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
-])  # fmt: skip
 Mode = Literal["min", "max"]
 
 
@@ -133,8 +129,8 @@ class CheckpointStore:
           CheckpointError: there is a state of that number already, or a newer one.
           ValueError: an array has the one name that the format keeps for itself.
         """
-        if _RESERVED in arrays:
-            raise ValueError(f"an array cannot be named {_RESERVED!r}, which safetensors files keep for themselves")
+        if RESERVED in arrays:
+            raise ValueError(f"an array cannot be named {RESERVED!r}, which safetensors files keep for themselves")
         if step in self.steps():
             raise CheckpointError(f"{self.directory} already holds a state of step {step}, which is not overwritten")
         copies = {
@@ -255,7 +251,7 @@ class _ArraysHandler(ocp.CheckpointHandler):
         """Writes the arrays; those of dtypes that the format does not have, as bytes."""
         path = Path(directory) / _FILE
         arrays = {
-            name: a if a.dtype.name in _DTYPES else a.reshape(-1).view(np.uint8) for name, a in args.arrays.items()
+            name: a if a.dtype in DTYPES.values() else a.reshape(-1).view(np.uint8) for name, a in args.arrays.items()
         }
         try:
             safetensors.numpy.save_file(arrays, path)

@@ -15,8 +15,8 @@ import pytest
 import safetensors.numpy
 
 import modulekit as mk
+from modulekit.core.safetensors_layout import DTYPES
 from modulekit.errors import CheckpointError
-from modulekit.weights.layout import DTYPES
 
 
 def holding(**values: Any) -> Any:

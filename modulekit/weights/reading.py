@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 
 from modulekit.core.describe import spec_of, table
+from modulekit.core.safetensors_layout import DTYPES, RECORD, RESERVED
 from modulekit.errors import CheckpointError
-from modulekit.weights.layout import DTYPES, RECORD, RESERVED
 
 
 class SavedArray:

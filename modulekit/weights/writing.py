@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from modulekit.core.places import Parts, Place, places
-from modulekit.weights.layout import DTYPES, RECORD, RESERVED
+from modulekit.core.safetensors_layout import DTYPES, RECORD, RESERVED
 
 
 def save(path: str | os.PathLike[str], module: Parts, metadata: Mapping[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from modulekit.weights.layout import DTYPES
+from modulekit.core.safetensors_layout import DTYPES
 from scenarios.aggregation.receipt import Array
 
 MAGIC = b"mkg1"
