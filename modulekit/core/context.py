@@ -2,7 +2,8 @@
 
 A program that was compiled under one `Around` does not serve under another: compiled functions keep their programs apart
 by `key()`. While nothing is switched on, the key is None and costs a comparison. JAX's own caches are kept apart where what
-they hold may depend on it: by taps and mode always; by getters and cast only where a cached trace may read variables.
+they hold may depend on it: by taps, mode and portable always; by getters and cast only where a cached trace may read
+variables.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ class Around(NamedTuple):
       compute_dtype: what variables of floating dtype are cast to when they are read; None for no cast.
       variable_dtype: of the variables that are made meanwhile.
       mode: the mixed-precision mode of the innermost `scope`; `UNSET` outside, where `everywhere.mode` counts.
+      portable: the program is for other processes, in operations that any compiler and reader knows.
     """
 
     taps: bool = False
@@ -33,6 +35,7 @@ class Around(NamedTuple):
     compute_dtype: Any = None
     variable_dtype: Any = None
     mode: Any = UNSET
+    portable: bool = False
 
 
 class _Thread(threading.local):
@@ -48,7 +51,7 @@ class _Everywhere:
 NOTHING = _Thread.around
 thread = _Thread()
 everywhere = _Everywhere()
-_caches_apart = jax.make_user_context((NOTHING.taps, NOTHING.mode))
+_caches_apart = jax.make_user_context((NOTHING.taps, NOTHING.mode, NOTHING.portable))
 
 
 def now() -> Around:
@@ -80,7 +83,7 @@ def changed(**fields: Any) -> Iterator[None]:
 
 
 def _apart(fields: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
-    if "taps" in fields or "mode" in fields:
-        return _caches_apart((thread.around.taps, thread.around.mode))
+    if fields.keys() & {"taps", "mode", "portable"}:
+        return _caches_apart((thread.around.taps, thread.around.mode, thread.around.portable))
     # Other functions read no variables while JAX traces them, and a getter that was a key would live as long as the cache.
     return foreign.caches_apart(object()) if overlay.is_isolated() else contextlib.nullcontext()

@@ -8,6 +8,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from modulekit.core import context
 from modulekit.core.collect import render, walk
 from modulekit.core.module import Module
 from modulekit.core.streams import stream_of
@@ -65,7 +66,8 @@ class ExportedMethod:
     def program(self, weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         """Returns the arrays of the result, from those of the variables and of the inputs."""
         args, kwargs = join(self._key, inputs)
-        result, _ = Pure(self._method, list(self.variables.values()))(weights, *args, **kwargs)
+        with context.changed(portable=True):
+            result, _ = Pure(self._method, list(self.variables.values()))(weights, *args, **kwargs)
         leaves, self.result_structure = jax.tree.flatten(result)
         return leaves
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from modulekit.core.module import Module
 from modulekit.core.once import once
 from modulekit.core.variable import Variable
 from modulekit.initializers import Initializer, TruncatedNormal
+from modulekit.layers.convolution import convolve
 from modulekit.layers.lstm import LSTMState, checked_lstm_state, gate_bias, gated, zero_state
 from modulekit.layers.recurrent_inputs import check_positive, check_size, checked_inputs
 from modulekit.layers.rnn_core import RNNCore
@@ -328,11 +328,8 @@ class SameConvolution(Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Returns `inputs * w`."""
         self._initialize(inputs)
-        spatial = _SPATIAL[self.num_spatial_dims]
-        image = f"NC{spatial}" if self.channel_axis == 1 else f"N{spatial}C"
-        strides = [1] * self.num_spatial_dims
-        layout = (image, f"{spatial}IO", image)
-        return lax.conv_general_dilated(inputs, self.w.value, strides, "SAME", dimension_numbers=layout)
+        data_format = "channels_first" if self.channel_axis == 1 else "channels_last"
+        return convolve(inputs, self.w.value, data_format=data_format)
 
 
 def channel_axis(data_format: str | None) -> int:

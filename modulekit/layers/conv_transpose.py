@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from modulekit import pad
@@ -19,10 +18,8 @@ from modulekit.layers.convolution import (
     Sizes,
     bias_initializer,
     check_positive,
-    dimension_numbers,
-    explicit_padding,
+    convolve,
     kernel_initializer,
-    promoted,
 )
 from modulekit.layers.data_format import add_per_channel, channel_index, check_images, spatial_axes
 from modulekit.layers.inputs import location
@@ -177,20 +174,17 @@ def convolve_transposed(
     outputs = pad.per_axis(output_shape, n, "output_shape")
     _check_output_shape(outputs, positions, strides, extra, padding)
 
-    # An output meets the inputs, which lie `stride` apart, under a kernel that runs backwards.
-    pairs = []
-    forward = explicit_padding(padding, outputs, w.shape[:n], strides, rates)
-    for size, output, s, span, (before, _) in zip(positions, outputs, strides, spans, forward, strict=True):
-        spread = max((size - 1) * s + 1, 0)
-        pairs.append((span - 1 - before, output + before - spread))
-    return lax.conv_general_dilated(
-        *promoted(inputs, lax.rev(w, range(n))),
-        window_strides=(1,) * n,
-        padding=pairs,
-        lhs_dilation=strides,
-        rhs_dilation=rates,
-        dimension_numbers=dimension_numbers(n, data_format, transposed=True),
-    )
+    def forward(outputs: jax.Array) -> jax.Array:
+        return convolve(outputs, kernel, stride=strides, rate=rates, padding=padding, data_format=data_format)
+
+    dtype = jnp.promote_types(inputs.dtype, w.dtype)
+    kernel = w.astype(dtype)
+    shape = list(inputs.shape)
+    shape[channel_index(data_format)] = w.shape[-2]
+    for axis, size in zip(spatial_axes(inputs.ndim, data_format), outputs, strict=True):
+        shape[axis] = size
+    (transposed,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, dtype))(inputs.astype(dtype))
+    return transposed
 
 
 def _check_output_shape(

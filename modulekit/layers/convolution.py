@@ -13,7 +13,9 @@ from jax import lax
 
 from modulekit import pad
 from modulekit.core.explain import summarize
+from modulekit.core.platforms import is_for_cpu
 from modulekit.initializers import Initializer, TruncatedNormal, Zeros
+from modulekit.layers import matrix_convolution
 from modulekit.layers.data_format import channel_index, spatial_axes
 
 Sizes = int | Sequence[int]
@@ -49,35 +51,28 @@ def convolve(
       TypeError: a wrong number of paddings, or one that is neither a function nor a sequence.
     """
     n = w.ndim - 2
-    axes = spatial_axes(inputs.ndim, data_format)
-    pairs = explicit_padding(padding, [inputs.shape[axis] for axis in axes], w.shape[:n], stride, rate)
+    spatial = [inputs.shape[axis] for axis in spatial_axes(inputs.ndim, data_format)]
+    strides, rates = sizes(stride, n, "stride"), sizes(rate, n, "rate")
+    pairs = explicit_padding(padding, spatial, w.shape[:n], strides, rates)
+    dtype = jnp.promote_types(inputs.dtype, w.dtype)
+    inputs, w = inputs.astype(dtype), w.astype(dtype)
+
+    channels = channel_index(data_format)
+    if is_for_cpu(inputs) and matrix_convolution.pays(inputs, w):
+        outputs = matrix_convolution.convolve(
+            jnp.moveaxis(inputs, channels, -1), w, strides=strides, rates=rates, pairs=tuple(pairs), groups=groups
+        )
+        return jnp.moveaxis(outputs, -1, channels)
+    images = (0, channels % (n + 2), *spatial_axes(n + 2, data_format))
     return lax.conv_general_dilated(
-        *promoted(inputs, w),
-        window_strides=sizes(stride, n, "stride"),
+        inputs,
+        w,
+        window_strides=strides,
         padding=pairs,
-        rhs_dilation=sizes(rate, n, "rate"),
-        dimension_numbers=dimension_numbers(n, data_format),
+        rhs_dilation=rates,
+        dimension_numbers=lax.ConvDimensionNumbers(images, (n + 1, n, *range(n)), images),
         feature_group_count=groups,
     )
-
-
-def promoted(inputs: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns both arrays in the dtype that holds either, as arithmetic would."""
-    dtype = jnp.promote_types(inputs.dtype, w.dtype)
-    return inputs.astype(dtype), w.astype(dtype)
-
-
-def dimension_numbers(n: int, data_format: str, transposed: bool = False) -> lax.ConvDimensionNumbers:
-    """Returns where JAX's convolution finds batch, channels and the `n` spatial axes of inputs, kernel and outputs.
-
-    Args:
-      n: the number of spatial axes.
-      data_format: that of inputs and outputs.
-      transposed: whether the kernel is `[*window, outputs, inputs]`.
-    """
-    images = (0, channel_index(data_format) % (n + 2), *spatial_axes(n + 2, data_format))
-    kernel = (n, n + 1, *range(n)) if transposed else (n + 1, n, *range(n))
-    return lax.ConvDimensionNumbers(images, kernel, images)
 
 
 def explicit_padding(

@@ -1,7 +1,9 @@
 """Pooling: the mean or the largest value of each window, as functions and as modules."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,13 @@ from modulekit import pad
 from modulekit.core.arithmetic import ArrayLike, value_of
 from modulekit.core.explain import summarize
 from modulekit.core.module import Module, allow_empty_variables
+from modulekit.core.platforms import is_for_cpu
 from modulekit.layers.convolution import Pairs, Sizes, explicit_padding, sizes
 from modulekit.layers.data_format import channel_index, over_axes, spatial_axes
+from modulekit.layers.windows import along_axis
+
+_WIDEST_WINDOW = 4  # for slices; with more of them, the gradient takes long to compile
+_LEAST_INPUTS = 2**13  # for slices; below, it is calls that cost
 
 
 def avg_pool(
@@ -53,15 +60,8 @@ def avg_pool(
             f"avg_pool expects floating-point inputs, got {summarize(inputs)}: convert them, as in x.astype('float32')"
         )
     window, steps, pairs = _windows(inputs, window_shape, strides, padding, data_format)
-    working = jnp.promote_types(inputs.dtype, jnp.float32)
-    total = lax.reduce_window(
-        inputs.astype(working),
-        np.zeros([], working)[()],
-        lax.add,
-        over_axes(window, data_format, other=1),
-        over_axes(steps, data_format, other=1),
-        over_axes(pairs, data_format, other=(0, 0)),
-    )
+    working = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+    total = _reduce_windows(working, 0, lax.add, lax.add, window, steps, pairs, data_format)
     return (total / _counts(inputs, window, steps, pairs, data_format)).astype(inputs.dtype)
 
 
@@ -97,14 +97,56 @@ def max_pool(
     window, steps, pairs = _windows(inputs, window_shape, strides, padding, data_format)
     is_integer = jnp.issubdtype(inputs.dtype, jnp.integer)
     lowest = np.iinfo(inputs.dtype).min if is_integer else -jnp.inf
+    return _reduce_windows(inputs, lowest, lax.max, _first_largest, window, steps, pairs, data_format)
+
+
+def _reduce_windows(
+    inputs: jax.Array,
+    neutral: float,
+    operation: Any,
+    pairwise: Callable[[jax.Array, jax.Array], jax.Array],
+    window: tuple[int, ...],
+    steps: tuple[int, ...],
+    pairs: Pairs,
+    data_format: str,
+) -> jax.Array:
+    """Returns all elements of each window under `operation`, which `pairwise` is for two arrays; padding is `neutral`."""
+    start = np.asarray(neutral, inputs.dtype)[()]
+    padding = over_axes(pairs, data_format, other=(0, 0))
+    if is_for_cpu(inputs) and inputs.size >= _LEAST_INPUTS and max(window) <= _WIDEST_WINDOW:
+        padded = lax.pad(inputs, start, [(*pair, 0) for pair in padding])
+        axes = spatial_axes(inputs.ndim, data_format)
+        return _reduce_by_axis(padded, pairwise, tuple(axes), window, steps)
     return lax.reduce_window(
         inputs,
-        np.asarray(lowest, inputs.dtype)[()],
-        lax.max,
+        start,
+        operation,
         over_axes(window, data_format, other=1),
         over_axes(steps, data_format, other=1),
-        over_axes(pairs, data_format, other=(0, 0)),
+        padding,
     )
+
+
+@functools.partial(jax.jit, static_argnames=("operation", "axes", "window", "steps"), inline=True)
+def _reduce_by_axis(
+    padded: jax.Array,
+    operation: Callable[[jax.Array, jax.Array], jax.Array],
+    axes: tuple[int, ...],
+    window: tuple[int, ...],
+    steps: tuple[int, ...],
+) -> jax.Array:
+    """Reduces the windows along one axis after the other: on CPUs, the fast form of the gradient, and in loops."""
+    for axis, size, step in reversed(list(zip(axes, window, steps, strict=True))):
+        padded = functools.reduce(operation, along_axis(padded, axis, size, step))
+    return padded
+
+
+def _first_largest(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns the larger of the two, NaN if there is one; `a`, and the whole gradient to it, where they are equal."""
+    keeps = a >= b
+    if jnp.issubdtype(a.dtype, jnp.inexact):
+        keeps |= jnp.isnan(a)
+    return jnp.where(keeps, a, b)
 
 
 def _windows(
