@@ -159,7 +159,7 @@ class Fed:
         specification = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), group.arrays)
         is_odd = bool(specification != self.batch)
         size = group.count if is_odd else self._most
-        source = jax.tree.map(lambda array: jnp.asarray(_padded(array, size)), group.arrays)
+        source = jax.device_put(jax.tree.map(lambda array: _padded(array, size), group.arrays), may_alias=False)
         return _Stack(source, [before, *group.states], is_odd)
 
 

@@ -116,7 +116,8 @@ class Stepper:
         run = self._run_loop if self.pacing.in_loop else self._run_one_by_one
         done, metrics = run(step, chunk, meanwhile)
         seen = min(done + 1, chunk.count)
-        values = {name: np.asarray(metrics[name])[:seen] for name in self._names}  # a loop gives them by the alphabet
+        metrics = jax.device_get(metrics)
+        values = {name: metrics[name][:seen] for name in self._names}  # a loop gives them by the alphabet
         self.pacing.learn(chunk.count, perf_counter() - began)
         return done, values
 
@@ -131,7 +132,7 @@ class Stepper:
         def alone(count: int) -> None:
             with self._undone():
                 for _ in range(count):
-                    jax.block_until_ready(self._one(chunk.source, chunk.rows[0], np.int32(step)))
+                    jax.block_until_ready(self._call_one(step, chunk, 0))
 
         self.pacing.choose(loop, alone)
 
@@ -174,7 +175,7 @@ class Stepper:
     def _run_step(self, step: int, chunk: Chunk, index: int) -> tuple[Any, dict[str, Any]]:
         """Runs the step at a place in a chunk, in the form of the run; returns whether all went well, and the metrics."""
         if self.pacing.in_loop is False:
-            return self._one(chunk.source, chunk.rows[index], np.int32(step))
+            return self._call_one(step, chunk, index)
         again = replace(chunk, rows=np.repeat(chunk.rows[index : index + 1], len(chunk.rows), axis=0))
         sound, metrics = self._call_loop(step, again, 1)
         return sound, {name: column[0] for name, column in metrics.items()}
@@ -182,7 +183,10 @@ class Stepper:
     def _call_loop(self, step: int, chunk: Chunk, count: int) -> tuple[Any, dict[str, Any]]:
         # Never a single row: XLA would take its batch out of the loop, and round what depends on it in another way.
         rows = np.repeat(chunk.rows, 2, axis=0) if len(chunk.rows) == 1 else chunk.rows
-        return self._many(chunk.source, rows, np.int32(step), np.int32(count))
+        return self._many(chunk.source, *jax.device_put((rows, np.int32(step), np.int32(count))))
+
+    def _call_one(self, step: int, chunk: Chunk, index: int) -> tuple[Any, dict[str, Any]]:
+        return self._one(chunk.source, *jax.device_put((chunk.rows[index], np.int32(step))))
 
     # The programs.
 
