@@ -1,4 +1,4 @@
-"""What goes between host and device while a run goes on is sent on purpose: nothing is sent by the way, in no form of a run."""
+"""Between host and device goes what is sent on purpose: a run sends nothing by the way, in whatever form."""
 
 from typing import Any
 
