@@ -48,8 +48,8 @@ def forward(params: Params, x: jax.Array) -> jax.Array:
 
 def make_model() -> mk.Sequential:
     """Returns the network as a module."""
-    blocks = ([mk.Conv2D(channels, KERNEL), jax.nn.relu, mk.MaxPool(2, 2)] for channels in CHANNELS)
-    return mk.Sequential([*sum(blocks, []), mk.Flatten(), mk.Linear(CLASSES)])
+    blocks = [layer for channels in CHANNELS for layer in (mk.Conv2D(channels, KERNEL), jax.nn.relu, mk.MaxPool(2, 2))]
+    return mk.Sequential([*blocks, mk.Flatten(), mk.Linear(CLASSES)])
 
 
 def weights_of(model: mk.Sequential) -> Params:
