@@ -8,6 +8,7 @@ the imports, then what goals are met. All contenders' losses are compared first;
 """
 
 import argparse
+import importlib.util
 import pathlib
 import sys
 
@@ -38,6 +39,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the numbers")
     parser.add_argument("--plot", type=pathlib.Path, help="a picture of the steps; needs the extra `plot`")
     options = parser.parse_args()
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'modulekit[plot]'")
     options.only = options.only or [
         name for name, workload in WORKLOADS.items() if not workload.is_huge or not options.quick
     ]

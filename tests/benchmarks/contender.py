@@ -1,6 +1,6 @@
 """A contender: a way of training that the benchmark times. `Stepwise` is the usual one, a function of one batch.
 
-A contender keeps nothing between calls: each call builds what it measures anew.
+A contender keeps no weights between calls: each call builds what it measures anew.
 """
 
 import abc

@@ -33,6 +33,6 @@ def draw(results: Results, path: pathlib.Path) -> None:
         xlabel="workload",
         ylabel="seconds of a training step over hand-written JAX's",
     )
-    axes.margins(y=0.12)
-    axes.legend(ncols=3, fontsize=8)
+    axes.margins(y=0.08)
+    drawn.legend(loc="outside upper center", ncols=4, fontsize=8)
     drawn.savefig(path, dpi=150)

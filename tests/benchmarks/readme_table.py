@@ -5,6 +5,7 @@ They stand between two comments, and whatever stood there goes.
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 
 from tests.benchmarks.results import Results
 from tests.benchmarks.tables import markdown_of
@@ -26,12 +27,12 @@ def rewritten(readme: str, table: str) -> str:
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Rewrites the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=pathlib.Path, help="the JSON file of `python -m tests.benchmarks --out`")
     parser.add_argument("--readme", type=pathlib.Path, default=ROOT / "README.md", help="what to rewrite")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     text = rewritten(options.readme.read_text(), markdown_of(Results.load(options.results)))
     options.readme.write_text(text)
 
