@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tests.benchmarks.contender import Stepwise
-from tests.benchmarks.workloads import convnet, lstm
+from tests.benchmarks.workloads import convnet, lstm, transformer
 from tests.benchmarks.workloads.workload import LEARNING_RATE, Params, Workload
 
 
@@ -93,12 +93,84 @@ class LSTM(eqx.Module):
         return self.linear(hidden)
 
 
+class Block(eqx.Module):
+    """See `workloads.transformer`."""
+
+    attention_norm: eqx.nn.LayerNorm
+    attention: eqx.nn.MultiheadAttention
+    feed_forward_norm: eqx.nn.LayerNorm
+    hidden: eqx.nn.Linear
+    linear: eqx.nn.Linear
+
+    def __init__(self, key: jax.Array) -> None:
+        width, keys = transformer.WIDTH, jax.random.split(key, 3)
+        biases = {f"use_{name}_bias": True for name in transformer.PROJECTIONS}
+        self.attention_norm = eqx.nn.LayerNorm(width)
+        self.attention = eqx.nn.MultiheadAttention(transformer.HEADS, width, key=keys[0], **biases)
+        self.feed_forward_norm = eqx.nn.LayerNorm(width)
+        self.hidden = eqx.nn.Linear(width, 4 * width, key=keys[1])
+        self.linear = eqx.nn.Linear(4 * width, width, key=keys[2])
+
+    @staticmethod
+    def own(params: Params) -> list[jax.Array]:
+        """Returns the arrays of `params` as the block's leaves."""
+        projections = [linear_leaves(params["attention"][name]) for name in transformer.PROJECTIONS]
+        return [
+            *norm_leaves(params["attention_norm"]),
+            *[leaf for leaves in projections for leaf in leaves],
+            *norm_leaves(params["feed_forward_norm"]),
+            *linear_leaves(params["hidden"]),
+            *linear_leaves(params["linear"]),
+        ]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the block's output."""
+        normalized = jax.vmap(self.attention_norm)(x)
+        x = x + self.attention(normalized, normalized, normalized, mask=jnp.tri(len(x), dtype=bool))
+        hidden = jax.nn.gelu(jax.vmap(self.hidden)(jax.vmap(self.feed_forward_norm)(x)))
+        return x + jax.vmap(self.linear)(hidden)
+
+
+class Transformer(eqx.Module):
+    """See `workloads.transformer`."""
+
+    embed: eqx.nn.Embedding
+    positions: jax.Array
+    blocks: list[Block]
+    final_norm: eqx.nn.LayerNorm
+
+    def __init__(self, workload: Workload) -> None:
+        keys, width = jax.random.split(jax.random.key(0), transformer.LAYERS + 2), transformer.WIDTH
+        self.embed = eqx.nn.Embedding(transformer.VOCABULARY, width, key=keys[0])
+        self.positions = jax.random.normal(keys[1], [transformer.LENGTH, width])
+        self.blocks = [Block(key) for key in keys[2:]]
+        self.final_norm = eqx.nn.LayerNorm(width)
+
+    @staticmethod
+    def own(params: Params) -> list[jax.Array]:
+        """Returns the arrays of `params` as the network's leaves."""
+        blocks = [leaf for block in params["blocks"] for leaf in Block.own(block)]
+        return [params["embed"], params["positions"], *blocks, *norm_leaves(params["final_norm"])]
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Returns the logits."""
+        x = jax.vmap(self.embed)(tokens) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return jax.vmap(self.final_norm)(x) @ self.embed.weight.T
+
+
+def norm_leaves(norm: Params) -> list[jax.Array]:
+    """Returns the arrays of a normalization."""
+    return [norm["scale"], norm["offset"]]
+
+
 def linear_leaves(layer: Params) -> list[jax.Array]:
     """Returns the arrays of a linear layer."""
     return [layer["w"].T, layer["b"]]
 
 
-NETWORKS = {"mlp": MLP, "convnet": ConvNet, "lstm": LSTM}
+NETWORKS = {"mlp": MLP, "convnet": ConvNet, "lstm": LSTM, "transformer": Transformer}
 
 
 def make_network(workload: Workload, params: Params | None) -> Any:
@@ -111,19 +183,28 @@ def make_network(workload: Workload, params: Params | None) -> Any:
     return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), own), rest)
 
 
+def make_state(workload: Workload, params: Params | None) -> tuple[Any, Any]:
+    """Returns network and optimizer's state."""
+    network = make_network(workload, params)
+    return network, optax.adam(LEARNING_RATE).init(eqx.filter(network, eqx.is_array))
+
+
+def mean(network: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns the mean cross-entropy of a batch."""
+    return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(network)(x), y).mean()
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train(batch: Any, network: Any, slots: Any) -> tuple[Any, Any, jax.Array]:
+    """Takes one step; returns network, optimizer's state, and the loss before it."""
+    loss, gradients = eqx.filter_value_and_grad(mean)(network, *batch)
+    updates, slots = optax.adam(LEARNING_RATE).update(gradients, slots, network)
+    return eqx.apply_updates(network, updates), slots, loss
+
+
 def make_step(workload: Workload, params: Params | None) -> Callable[[Any, Any], jax.Array]:
     """Returns a compiled step that keeps its state."""
-    network = make_network(workload, params)
-    slots = optax.adam(LEARNING_RATE).init(eqx.filter(network, eqx.is_array))
-
-    def mean(network: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(network)(x), y).mean()
-
-    @eqx.filter_jit(donate="all-except-first")
-    def train(batch: Any, network: Any, slots: Any) -> tuple[Any, Any, jax.Array]:
-        loss, gradients = eqx.filter_value_and_grad(mean)(network, *batch)
-        updates, slots = optax.adam(LEARNING_RATE).update(gradients, slots, network)
-        return eqx.apply_updates(network, updates), slots, loss
+    network, slots = make_state(workload, params)
 
     def step(x: Any, y: Any) -> jax.Array:
         nonlocal network, slots
@@ -133,4 +214,10 @@ def make_step(workload: Workload, params: Params | None) -> Callable[[Any, Any],
     return step
 
 
-CONTENDER = Stepwise("equinox", "equinox, optax", make_step, kinds=frozenset(NETWORKS))
+def compiled(workload: Workload, x: Any, y: Any) -> jax.stages.Compiled:
+    """Returns the compiled program."""
+    program: jax.stages.Compiled = train.lower((x, y), *make_state(workload, None)).compile().compiled
+    return program
+
+
+CONTENDER = Stepwise("equinox", "equinox, optax", make_step, kinds=frozenset(NETWORKS), compiled=compiled)
