@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from modulekit.data import batch_indices
+from tests.benchmarks import __main__ as benchmark
 from tests.benchmarks import (
     contenders,
     gan_overhead,
@@ -63,11 +65,15 @@ def test_a_module_trains_like_the_network_by_hand(name: str) -> None:
     assert differences["modulekit"] <= TOLERANCE
 
 
+def wrong_contender() -> Contender:
+    def make_step(workload: Any, params: Any) -> Any:
+        return lambda x, y: 1.01 * workload.loss(params, {}, x, y)[0]
+
+    return dataclasses.replace(contenders.load("jax"), name="faster", make_step=make_step)
+
+
 def test_a_contender_whose_losses_differ_is_marked() -> None:
-    theirs = contenders.load("jax")
-    faster = dataclasses.replace(
-        theirs, name="faster", make_step=lambda workload, params: lambda x, y: 1.01 * workload.loss(params, {}, x, y)[0]
-    )
+    theirs, faster = contenders.load("jax"), wrong_contender()
     differences = measuring.loss_differences(WORKLOADS["mlp_3x16"], [theirs, faster], 2)
     assert differences["faster"] == pytest.approx(0.01, rel=0.5)
     assert tables.agreement(cell(contender="faster", difference=differences["faster"])).startswith(
@@ -135,6 +141,30 @@ def tiny_results(platform: str = "cpu") -> Results:
     ]
     facts = {"processor": "a processor", "cores": 2, "python": "3.11", "jax": "0.10", "platform": platform}
     return Results(facts, True, {"jax": 1.0, "modulekit": 1.25}, cells)
+
+
+def test_the_benchmark_prints_its_table_and_keeps_its_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.json"
+    asked = ["--quick", "--only", "mlp_3x16", "--contenders", "modulekit", "--parts", "memory", "--out", str(out)]
+    assert benchmark.main(asked) == 0
+    results = Results.load(out)
+    assert (results.workloads, results.contenders) == (["mlp_3x16"], ["jax", "modulekit"])
+    assert all(one.step is None and one.memory and one.memory > 0 for one in results.cells)
+    printed = capsys.readouterr()
+    assert "modulekit" in printed.out and "0.03 MB" in printed.out and "equal" in printed.out
+    assert printed.err.splitlines()[0] == "mlp_3x16:"
+
+
+def test_the_benchmark_fails_where_losses_differ(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = {"jax": contenders.load("jax"), "modulekit": wrong_contender()}
+    monkeypatch.setattr(contenders, "load", chosen.__getitem__)
+    monkeypatch.setattr(measuring, "machine", lambda entered: tiny_results().machine | timing.machine())
+    assert benchmark.main(["--only", "mlp_3x16", "--contenders", "modulekit", "--parts", "memory"]) == 1
+    assert "losses differ by 1." in capsys.readouterr().out
 
 
 def test_goals_are_judged_where_there_are_numbers() -> None:

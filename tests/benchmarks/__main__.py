@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -20,7 +21,7 @@ from tests.benchmarks.results import BASELINE, PARTS, Results
 from tests.benchmarks.workloads import WORKLOADS
 
 
-def parsed() -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments of the command line."""
     installed = contenders.installed()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,7 +39,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=every_part, default=every_part, help="what to measure")
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the numbers")
     parser.add_argument("--plot", type=pathlib.Path, help="a picture of the steps; needs the extra `plot`")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'modulekit[plot]'")
     options.only = options.only or [
@@ -63,9 +64,9 @@ def measured(options: argparse.Namespace) -> Results:
     return results
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit status."""
-    options = parsed()
+    options = parsed(arguments)
     results = measured(options)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(tables.table_of(results))

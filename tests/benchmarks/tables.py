@@ -40,7 +40,7 @@ def imports_of(results: Results) -> str:
 
 def markdown_of(results: Results) -> str:
     """Returns the README's tables: of steps, of first steps, of memory, and of imports."""
-    return "\n\n".join([_facts(results), *_part_tables(results), *_imports(results)])
+    return "\n\n".join([_facts(results), *_part_tables(results), *_imports(results)]).replace(" us |", " µs |")
 
 
 def _numbers(results: Results, cell: Cell) -> Iterator[str]:
