@@ -34,10 +34,6 @@ from tests.benchmarks.workloads.workload import LEARNING_RATE, Data, Workload, l
 
 WIDTH = 16
 BATCH = 32
-STEPS = {
-    "jax": lambda depth: jax_contender.make_step(of_depth(depth), None),
-    "modulekit": lambda depth: modulekit_contender.make_step(of_depth(depth), None),
-}
 
 
 @functools.cache
@@ -49,6 +45,12 @@ def of_depth(depth: int) -> Workload:
 def make_data(examples: int) -> Data:
     """Returns inputs `[examples, WIDTH]` and labels `[examples]`."""
     return labeled_noise((WIDTH,), WIDTH)(examples)
+
+
+STEPS = {
+    "jax": lambda depth: jax_contender.make_step(of_depth(depth), None),
+    "modulekit": lambda depth: modulekit_contender.make_step(of_depth(depth), None),
+}
 
 
 # What is measured.

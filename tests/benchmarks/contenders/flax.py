@@ -62,7 +62,7 @@ class BatchNormConvNet(nnx.Module):
             [nnx.Conv(*pair, size, use_bias=False, rngs=rngs) for pair in ((1, first), (first, second))]
         )
         self.norms = nnx.List([nnx.BatchNorm(channels, rngs=rngs) for channels in (first, second)])
-        self.linear = nnx.Linear(second, batchnorm_convnet.CLASSES, rngs=rngs)
+        self.linear = nnx.Linear(second, convnet.CLASSES, rngs=rngs)
 
     @property
     def weights(self) -> Params:

@@ -1,5 +1,6 @@
 """Hand-written JAX with many steps in one program: `lax.scan` over the indices of batches, with all data on the device."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from tests.benchmarks.workloads.workload import Data, Params, Workload
 
 STEPS = 50  # of one call
 CONVOLUTION_STEPS = 2  # on CPU a convolution in a loop takes up to a hundred times as long as by itself
-Run = Callable[[np.ndarray], jax.Array]
+Run = Callable[[Any], jax.Array]
 
 
 def make_run(workload: Workload, data: Data, params: Params | None) -> Run:
@@ -55,12 +56,12 @@ class Fused(Contender):
     def stopwatch(self, workload: Workload, params: Params, seconds: float) -> Callable[[], float]:
         """Compiles; returns a measurement of the seconds per step."""
         data, rows = _data_and_rows(workload)
-        run, rows = make_run(workload, data, params), jnp.asarray(rows)
-        jax.block_until_ready(run(rows))
+        run = functools.partial(make_run(workload, data, params), jnp.asarray(rows))
+        jax.block_until_ready(run())
         began = time.perf_counter()
-        jax.block_until_ready(run(rows))
+        jax.block_until_ready(run())
         calls = max(1, round(seconds / (time.perf_counter() - began)))
-        per_call = timing.per_call(lambda: run(rows), jax.block_until_ready, calls)
+        per_call = timing.per_call(run, jax.block_until_ready, calls)
         return lambda: per_call() / len(rows)
 
     def memory(self, workload: Workload) -> int | None:
