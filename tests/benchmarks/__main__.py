@@ -24,7 +24,9 @@ from tests.benchmarks.workloads import WORKLOADS
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments of the command line."""
     installed = contenders.installed()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tests.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and no workload of thousands of variables")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument(
