@@ -139,7 +139,7 @@ def tiny_results(platform: str = "cpu") -> Results:
         cell("classifier", "jax", memory=1e6),
         cell("classifier", "modulekit", memory=1.03e6),
     ]
-    facts = {"processor": "a processor", "cores": 2, "python": "3.11", "jax": "0.10", "platform": platform}
+    facts = {"processor": "a processor", "cores": 2, "load": 0.5, "python": "3.11", "jax": "0.10", "platform": platform}
     return Results(facts, True, {"jax": 1.0, "modulekit": 1.25}, cells)
 
 

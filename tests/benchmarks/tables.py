@@ -58,9 +58,8 @@ def _facts(results: Results) -> str:
     facts = results.machine
     versions = ", ".join(f"{name} {facts[name]}" for name in ("jax", "flax", "equinox") if name in facts)
     few = " Few rounds: `--quick`." if results.quick else ""
-    return (
-        f"{facts['processor']}, {facts['cores']} cores, {facts['platform']}; Python {facts['python']}, {versions}.{few}"
-    )
+    where = f"{facts['processor']}, {facts['cores']} cores with a load of {facts['load']:.1f}, {facts['platform']}"
+    return f"{where}; Python {facts['python']}, {versions}.{few}"
 
 
 def _part_tables(results: Results) -> Iterator[str]:
