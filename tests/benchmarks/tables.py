@@ -56,7 +56,8 @@ def _ratio(results: Results, part: str, workload: str, contender: str) -> str:
 
 def _facts(results: Results) -> str:
     facts = results.machine
-    versions = ", ".join(f"{name} {facts[name]}" for name in ("jax", "flax", "equinox") if name in facts)
+    packages = dict.fromkeys(name.split()[0] for name in results.contenders)
+    versions = ", ".join(f"{name} {facts[name]}" for name in packages if name in facts)
     few = " Few rounds: `--quick`." if results.quick else ""
     where = f"{facts['processor']}, {facts['cores']} cores with a load of {facts['load']:.1f}, {facts['platform']}"
     return f"{where}; Python {facts['python']}, {versions}.{few}"
