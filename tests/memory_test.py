@@ -18,7 +18,8 @@ import pytest
 import modulekit as mk
 from modulekit.core.randomness import default_stream
 from modulekit.core.storage import pack_of, stored_arrays
-from tests.benchmarks.step_overhead import Params, loss_of, params_of
+from tests.benchmarks.workloads.mlp import loss_of, params_of
+from tests.benchmarks.workloads.workload import Params
 
 FEATURES, BATCH, MICROBATCHES, BLOCKS = 512, 128, 4, 6
 RATE, DROPPED = 1e-3, 0.25

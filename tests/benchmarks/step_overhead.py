@@ -10,114 +10,46 @@ finished step, a `scenario` with its default settings, and the `import`.
 import argparse
 import contextlib
 import functools
-import importlib
 import io
-import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 if not __package__:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import modulekit as mk
+import scenarios
 from tests.benchmarks import timing
+from tests.benchmarks.contenders import jax as jax_contender
+from tests.benchmarks.contenders import modulekit as modulekit_contender
 from tests.benchmarks.timing import Row, medians, pretty
+from tests.benchmarks.workloads.mlp import narrow
+from tests.benchmarks.workloads.workload import LEARNING_RATE, Data, Workload, labeled_noise
 
 WIDTH = 16
 BATCH = 32
-LEARNING_RATE = 1e-3
-Params = dict[str, dict[str, jax.Array]]
 
 
-def make_data(examples: int) -> tuple[np.ndarray, np.ndarray]:
+@functools.cache
+def of_depth(depth: int) -> Workload:
+    """Returns the workload of an MLP of `depth` layers."""
+    return narrow(f"mlp_{depth}x{WIDTH}", depth)
+
+
+def make_data(examples: int) -> Data:
     """Returns inputs `[examples, WIDTH]` and labels `[examples]`."""
-    generator = np.random.default_rng(0)
-    inputs = generator.normal(size=(examples, WIDTH)).astype(np.float32)
-    return inputs, generator.integers(WIDTH, size=examples).astype(np.int32)
-
-
-# Hand-written JAX.
-
-
-def make_params(depth: int) -> Params:
-    """Returns the weights of `depth` layers."""
-    deviation = 1 / math.sqrt(WIDTH)
-    return {
-        f"linear_{index}": {
-            "w": jax.random.truncated_normal(key, -2.0, 2.0, (WIDTH, WIDTH)) * deviation,
-            "b": jnp.zeros([WIDTH]),
-        }
-        for index, key in enumerate(jax.random.split(jax.random.key(0), depth))
-    }
-
-
-def loss_of(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns the mean cross-entropy of a batch."""
-    for index in range(len(params)):
-        layer = params[f"linear_{index}"]
-        x = x @ layer["w"] + layer["b"]
-        if index < len(params) - 1:
-            x = jax.nn.relu(x)
-    return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
-
-
-@functools.partial(jax.jit, donate_argnums=(0, 1))
-def update(params: Params, state: Any, x: jax.Array, y: jax.Array) -> tuple[Params, Any, jax.Array]:
-    """Returns parameters and optimizer state after one step of Adam, and the loss before it."""
-    loss, gradients = jax.value_and_grad(loss_of)(params, x, y)
-    updates, state = optax.adam(LEARNING_RATE).update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss
-
-
-def hand_written(params: Params) -> Callable[[Any, Any], jax.Array]:
-    """Returns a training step in JAX, from these weights on."""
-    state = optax.adam(LEARNING_RATE).init(params)
-
-    def step(x: Any, y: Any) -> jax.Array:
-        nonlocal params, state
-        params, state, loss = update(params, state, x, y)
-        return loss
-
-    return step
-
-
-# The same with modulekit.
-
-
-def make_model(depth: int) -> mk.nets.MLP:
-    """Returns a network of `depth` layers that has not been called."""
-    return mk.nets.MLP([WIDTH] * depth)
-
-
-def with_modulekit(model: mk.nets.MLP) -> Callable[[Any, Any], jax.Array]:
-    """Returns a training step of the model."""
-    optimizer = mk.optimizers.Adam(LEARNING_RATE)
-
-    @mk.jit
-    def step(x: Any, y: Any) -> jax.Array:
-        loss, gradients = mk.value_and_grad(lambda: mk.losses.softmax_cross_entropy(model(x), y).mean(), model)()
-        optimizer.apply(gradients, model.trainable_variables)
-        return loss
-
-    return step
-
-
-def params_of(model: mk.nets.MLP) -> Params:
-    """Returns copies of the model's weights, as hand-written JAX keeps them."""
-    return {layer.name: {"w": jnp.array(layer.w.numpy()), "b": jnp.array(layer.b.numpy())} for layer in model.layers}
+    return labeled_noise((WIDTH,), WIDTH)(examples)
 
 
 STEPS = {
-    "jax": lambda depth: hand_written(make_params(depth)),
-    "modulekit": lambda depth: with_modulekit(make_model(depth)),
+    "jax": lambda depth: jax_contender.make_step(of_depth(depth), None),
+    "modulekit": lambda depth: modulekit_contender.make_step(of_depth(depth), None),
 }
 
 
@@ -245,7 +177,7 @@ def scenario_seconds(contender: str, depth: int, least: float = 1.0) -> float:
         steps *= 2 if extra > least / 4 else 4
 
 
-def _run_loop(steps: int, depth: int, data: tuple[np.ndarray, np.ndarray]) -> float:
+def _run_loop(steps: int, depth: int, data: Data) -> float:
     start = time.perf_counter()
     step, generator, (inputs, labels) = STEPS["jax"](depth), np.random.default_rng(0), data
     per_epoch = len(inputs) // BATCH
@@ -258,13 +190,13 @@ def _run_loop(steps: int, depth: int, data: tuple[np.ndarray, np.ndarray]) -> fl
     return time.perf_counter() - start
 
 
-def _run_scenario(steps: int, depth: int, data: tuple[np.ndarray, np.ndarray]) -> float:
-    # The package is imported here because the other parts must run where it is not installed.
-    supervised = importlib.import_module("scenarios").Supervised
+def _run_scenario(steps: int, depth: int, data: Data) -> float:
     start = time.perf_counter()
-    model, optimizer = make_model(depth), mk.optimizers.Adam(LEARNING_RATE)
+    model, optimizer = of_depth(depth).make_model(), mk.optimizers.Adam(LEARNING_RATE)
     with contextlib.redirect_stdout(io.StringIO()):
-        supervised(steps=steps, batch_size=BATCH)(model, optimizer, mk.losses.softmax_cross_entropy, data=data)
+        scenarios.Supervised(steps=steps, batch_size=BATCH)(
+            model, optimizer, mk.losses.softmax_cross_entropy, data=data
+        )
     jax.block_until_ready([variable.value for variable in model.variables])
     return time.perf_counter() - start
 

@@ -26,8 +26,10 @@ if not __package__:
 
 import modulekit as mk
 from tests.benchmarks import timing
-from tests.benchmarks.step_overhead import Params, compare, params_of
+from tests.benchmarks.step_overhead import compare
 from tests.benchmarks.timing import Row, medians
+from tests.benchmarks.workloads.mlp import params_of
+from tests.benchmarks.workloads.workload import Params
 
 WIDTH = 64
 DEPTH = 4
