@@ -1,8 +1,8 @@
 """Pieces of flat arrays: how a traced program takes apart what lies in one buffer, and puts it together again.
 
 A piece remembers where it comes from as long as the program is traced, so that pieces which are joined in their old order
-are a stretch of the flat array again, and no copy. Where a piece begins is an input of the program and no constant: XLA
-compiles two slices that differ in a constant twice, and a hundred of them a hundred times.
+are a stretch of the flat array again, and no copy. Where there are many, where a piece begins is an input of the program
+and no constant: XLA compiles two slices that differ in a constant twice, and a hundred of them a hundred times.
 """
 
 import math

@@ -8,6 +8,7 @@ from modulekit.core.packs import Pack, layouts, scalars
 from modulekit.core.pieces import join, split, tracing
 from modulekit.core.variable import Variable
 
+_MOST_CONSTANTS = 48  # starts of pieces; as constants they make calls faster, as inputs they make compiling faster
 Pure = Callable[[list[Any], list[Any]], tuple[list[Any], Any]]
 
 
@@ -33,7 +34,8 @@ class Arrangement:
         self._packs = [*self._written_packs, *self._read_packs]
         self._loose = [v for v in writes if storage.pack_of(v) is None]
         self._loose_reads = [v for v in reads if storage.pack_of(v) is None]
-        self._numbers = sorted({start for pack in self._packs for start in pack.starts})
+        numbers = sorted({start for pack in self._packs for start in pack.starts})
+        self._numbers = numbers if len(numbers) > _MOST_CONSTANTS else []
         self._starts = scalars(self._numbers, self._packs[0].committed_to if self._packs else None)
         self._count = layouts.count
 
