@@ -51,7 +51,7 @@ def main(
             save_dir=save_dir and save_dir / f"seed_{seed}",
         )
         found = train_it(
-            ensemble, optimizers(), mk.losses.softmax_cross_entropy, penalty, data=train, eval_data=test
+            ensemble, optimizers(steps), mk.losses.softmax_cross_entropy, penalty, data=train, eval_data=test
         ).metrics
         best = max(found["member0_accuracy"], found["member1_accuracy"])
         rows[f"seed {seed}"] = {

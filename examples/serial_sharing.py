@@ -89,7 +89,7 @@ def main(
             beginnings = Beginnings(models, train, steps, batch_size)
             result = train_it(
                 models,
-                optimizers(),
+                optimizers(steps),
                 mk.losses.softmax_cross_entropy,
                 penalty,
                 data=train,

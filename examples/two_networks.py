@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+import optax
 from rich.console import Console
 from rich.table import Table
 
 import modulekit as mk
 
-RATES = (1e-3, 5e-4)  # of the two optimizers
+RATE = 1e-3  # of both optimizers, at the start
 _SQUARES = mk.regularizers.L2(0.005)
 
 
@@ -19,9 +20,10 @@ def networks(hidden: Sequence[int], shared: bool = False) -> list[mk.nets.MLP]:
     return [first, first if shared else mk.nets.MLP([*hidden, 10], name="second")]
 
 
-def optimizers() -> list[mk.optimizers.Adam]:
-    """Returns an optimizer for each of the two."""
-    return [mk.optimizers.Adam(rate) for rate in RATES]
+def optimizers(steps: int) -> list[mk.optimizers.Scheduled]:
+    """Returns an optimizer for each of the two: Adam, whose rate falls along a cosine to 0 over so many updates."""
+    rate = optax.cosine_decay_schedule(RATE, steps)
+    return [mk.optimizers.Scheduled(mk.optimizers.Adam(RATE), learning_rate=rate) for _ in range(2)]
 
 
 def penalty(network: mk.nets.MLP) -> jax.Array:

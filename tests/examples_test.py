@@ -84,7 +84,7 @@ def test_the_average_of_an_ensemble_is_better_than_its_members(tmp_path: Path) -
 
 
 def test_serial_sharing_goes_on_from_what_was_learned(tmp_path: Path) -> None:
-    output = run("serial_sharing", "--steps", "200", "--seeds", "0", "1", directory=tmp_path)
+    output = run("serial_sharing", "--steps", "300", "--seeds", "0", "1", directory=tmp_path)
     assert last_number(output) < 0.3
     assert (
         "both phases train one network" in output.replace("\n", " ") and "each phase trains its own network" in output
