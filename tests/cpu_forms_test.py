@@ -120,6 +120,22 @@ def test_a_convolution_of_usual_size_is_equal_to_1e_5_in_single_precision():
     assert_close(*compiled_both_ways(f, x, layer.w.value), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_gradient_in_half_precision_is_as_precise_as_the_compilers_own(dtype):
+    x, w, cotangent = normal(64, 14, 14, 8), normal(3, 3, 8, 16), 1 + normal(64, 14, 14, 16)
+
+    def gradient(*arrays):
+        x, w, cotangent = arrays
+        return jax.vjp(lambda w: mk.layers.convolution.convolve(x, w, data_format="NHWC"), w)[1](cotangent)[0]
+
+    exact = np.asarray(gradient(x, w, cotangent))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix_convolution, "_LARGEST_MATRIX", 2 * 14 * 14 * 9 * 8)  # each example is a part
+        ours, theirs = compiled_both_ways(gradient, *(jnp.asarray(array, dtype) for array in (x, w, cotangent)))
+    errors = [np.abs(np.asarray(found, np.float32) - exact).mean() for found in (ours, theirs)]
+    assert errors[0] < 1.25 * errors[1]
+
+
 @pytest.mark.parametrize(
     "operation, window, strides, padding, data_format",
     [

@@ -58,7 +58,8 @@ def convolve(
     part = _largest_divisor(len(padded), _LARGEST_MATRIX * tiles // example_bytes)
     parts = padded.reshape(-1, part, *padded.shape[1:])
     made_again = jax.checkpoint(product, prevent_cse=False)
-    return lax.map(lambda inputs: made_again(inputs, w), parts).reshape(shape)
+    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))  # in whose precision the gradients of the parts add up
+    return lax.map(lambda inputs: made_again(inputs, wide.astype(w.dtype)), parts).reshape(shape)
 
 
 def pays(inputs: jax.Array, w: jax.Array) -> bool:

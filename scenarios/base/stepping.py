@@ -170,6 +170,7 @@ class Stepper:
                 store_arrays(variables, before)
                 break
             done += 1
+        rows = jax.device_get(rows)
         return done, {name: np.stack([metrics[name] for metrics in rows]) for name in self._names}
 
     def _run_step(self, step: int, chunk: Chunk, index: int) -> tuple[Any, dict[str, Any]]:
