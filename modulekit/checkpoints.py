@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors.numpy
+import safetensors
 
+from modulekit.core.safetensors_file import write
 from modulekit.core.safetensors_layout import DTYPES, RESERVED
 from modulekit.errors import CheckpointError
 
@@ -253,12 +254,7 @@ class _ArraysHandler(ocp.CheckpointHandler):
         arrays = {
             name: a if a.dtype in DTYPES.values() else a.reshape(-1).view(np.uint8) for name, a in args.arrays.items()
         }
-        try:
-            safetensors.numpy.save_file(arrays, path)
-        except safetensors.SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
-        with path.open("rb") as written:
-            os.fsync(written.fileno())  # the name of the state must not come to disk before its bytes
+        write(path, arrays)
 
     def restore(self, directory: Any, args: "_Restore") -> dict[str, bytearray]:
         """Returns the bytes of each array."""

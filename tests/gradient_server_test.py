@@ -206,6 +206,26 @@ def test_a_mistake_of_ours_ends_one_connection_and_not_the_server(
         assert client.submit(ONES, 1, "a", 0)
 
 
+def test_a_server_that_hears_that_it_is_closed_before_it_is_rung_for_is_closed(
+    server: GradientServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bell, thread = server._bell, server._thread
+
+    class Late:
+        def send(self, data: bytes) -> None:
+            with contextlib.suppress(OSError):
+                GradientClient(server.address, SECRET).close()  # wakes the thread, which sees the mark and ends
+            thread.join()
+            bell.send(data)
+
+        def close(self) -> None:
+            bell.close()
+
+    monkeypatch.setattr(server, "_bell", Late())
+    server.close()
+    assert not thread.is_alive()
+
+
 # Who is refused.
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -402,15 +403,21 @@ def test_a_kill_in_apply_loses_nothing(moment: str, tmp_path: Path, monkeypatch:
     if moment == "before the rest is deleted":
         monkeypatch.setattr(archive.Archive, "remove", taken)
     else:
-        save = archive.Archive.save
+        save, save_file = archive.Archive.save, safetensors.numpy.save_file
 
         def saving(self: archive.Archive, *arguments: Any) -> None:
             taken()
             save(self, *arguments)
-            if moment == "while they are":
-                half = (kept / "state.safetensors").read_bytes()
-                (copy / ".state.safetensors.17").write_bytes(half[: len(half) // 2])
 
+        def writing(arrays: Any, path: Path, texts: Any) -> None:
+            half = safetensors.numpy.save(arrays, texts)
+            path.write_bytes(half[: len(half) // 2])
+            (path.parent / ".tmpAbCdEf").write_bytes(half[:9])  # some versions of the writer rename as well
+            taken()
+            save_file(arrays, path, texts)
+
+        if moment == "while they are":
+            monkeypatch.setattr(safetensors.numpy, "save_file", writing)
         monkeypatch.setattr(archive.Archive, "save", saving)
     intake.apply(mk.optimizers.Momentum(0.1, 0.9))
     monkeypatch.undo()
@@ -446,7 +453,13 @@ def test_half_written_files_are_ignored_and_removed(tmp_path: Path) -> None:
     intake = Intake(Net(), tmp_path)
     filled(intake, 2)
     whole = next((tmp_path / "contributions").glob("*.safetensors"))
-    for left in (whole.with_name(".0-00.safetensors"), tmp_path / ".state.safetensors.123", tmp_path / ".others"):
+    (tmp_path / ".state.safetensors.abc").mkdir()
+    for left in (
+        whole.with_name(".0-00.safetensors"),
+        tmp_path / ".state.safetensors.123",
+        tmp_path / ".state.safetensors.abc" / "state.safetensors",
+        tmp_path / ".others",
+    ):
         left.write_bytes(whole.read_bytes()[:50])
     _, again = reopened(tmp_path)
     assert again.keys == intake.keys

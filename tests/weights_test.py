@@ -292,3 +292,9 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(
     )
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x"]
     assert (tmp_path / "deep" / "x").read_bytes() == before
+
+
+def test_a_file_may_be_read_by_whom_any_new_file_may_be_read(tmp_path: Path) -> None:
+    mk.weights.save(tmp_path / "weights.safetensors", holding(w=jnp.zeros([2])))
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
 from modulekit.core.places import Parts, Place, places
+from modulekit.core.safetensors_file import write
 from modulekit.core.safetensors_layout import DTYPES, RECORD, RESERVED
 
 
@@ -52,7 +52,9 @@ def save(path: str | os.PathLike[str], module: Parts, metadata: Mapping[str, str
             )
     ties = [list(place.paths) for place in wanted if len(place.paths) > 1]
     texts[RECORD] = json.dumps({"ties": ties}, ensure_ascii=False)
-    _write(Path(path), arrays, texts)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write(target, arrays, texts)
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -77,15 +79,3 @@ def _check_names(wanted: Sequence[Place]) -> None:
             if other is not place:
                 names = f"{other.variable.name!r} and {place.variable.name!r}"
                 raise ValueError(f"two variables have the path {path!r}, {names}: rename a part")
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        safetensors.numpy.save_file(dict(arrays), temporary, dict(texts))
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())  # the name must not come to disk before the bytes
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ files and names with a leading dot, which are what a killed process has left.
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -48,7 +49,7 @@ class Archive:
             (self._contributions, ".write-test-*"),
         ):
             for left in folder.glob(pattern):
-                left.unlink(missing_ok=True)
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             _sync(folder.parent)
 
     # Contributions.

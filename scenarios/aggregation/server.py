@@ -106,9 +106,10 @@ class GradientServer:
         if self._is_closing:
             return
         self._is_closing = True
-        self._bell.send(b"!")
+        self._bell.send(b"!")  # the other end stays open, since the thread may see the mark above and end before this
         self._thread.join()
         self._bell.close()
+        self._heard.close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +136,6 @@ class GradientServer:
                 self._drop(connection)
             self._selector.close()
             self._listener.close()
-            self._heard.close()
 
     def _patience(self) -> float | None:
         """Returns the seconds until the first client is late."""
