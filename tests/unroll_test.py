@@ -11,6 +11,8 @@ import pytest
 import recurrent_reference as reference
 
 import modulekit as mk
+from modulekit.layers.lstm import lstm_step
+from modulekit.layers.lstm_sequence import unrolled
 
 TIME, BATCH, INPUTS, HIDDEN = 5, 3, 2, 3
 LENGTHS = [2, 0, 5]
@@ -243,7 +245,7 @@ def test_steps_write_variables_and_draw_numbers_as_they_would_one_by_one(lengths
 # UnrolledLSTM.
 
 
-def test_an_unrolled_lstm_is_the_unroll_of_an_lstm_with_its_weights_bitwise() -> None:
+def test_an_unrolled_lstm_is_the_unroll_of_an_lstm_with_its_weights() -> None:
     core, _ = lstm()
     network = mk.UnrolledLSTM(HIDDEN, name="other")
     state = mk.LSTMState(*(jnp.asarray(part, jnp.float32) + 0.5 for part in zeros()))
@@ -259,8 +261,62 @@ def test_an_unrolled_lstm_is_the_unroll_of_an_lstm_with_its_weights_bitwise() ->
 
         return mk.jit(mk.value_and_grad(loss, module, has_aux=True, argnums=0))(X)
 
-    expected = both(lambda x, s: mk.dynamic_unroll(core, x, s), core)
-    jax.tree.map(np.testing.assert_array_equal, both(network, network), expected)
+    (loss, results), gradients = both(network, network)
+    (wanted_loss, wanted_results), wanted_gradients = both(lambda x, s: mk.dynamic_unroll(core, x, s), core)
+    jax.tree.map(np.testing.assert_array_equal, results, wanted_results)
+    jax.tree.map(
+        lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6),
+        (loss, gradients),
+        (wanted_loss, wanted_gradients),
+    )
+
+
+def derivatives(function: Callable[..., Any], operands: dict[str, jax.Array]) -> dict[str, Any]:
+    """Returns derivatives of all kinds of a scalar function of a dict."""
+    keys = dict(zip(operands, jax.random.split(jax.random.key(3), len(operands)), strict=True))
+    along = {name: jax.random.normal(keys[name], x.shape) for name, x in operands.items()}
+    gradient = jax.grad(function)
+    return {
+        "forward": jax.jvp(function, (operands,), (along,)),
+        "reverse": gradient(operands),
+        "forward over reverse": jax.jvp(gradient, (operands,), (along,)),
+        "reverse over forward": jax.grad(lambda operands: jax.jvp(function, (operands,), (along,))[1])(operands),
+        "rematerialized": jax.grad(jax.checkpoint(function))(operands),
+        "mapped": jax.vmap(lambda factor: gradient({name: factor * x for name, x in operands.items()}))(
+            jnp.arange(3.0)
+        ),
+        **{
+            f"by {name} alone": jax.grad(lambda x, name=name: function({**operands, name: x}))(operands[name])
+            for name in operands
+        },
+    }
+
+
+def test_the_derivatives_of_an_unrolled_lstm_are_those_of_the_loop() -> None:
+    _, arrays = lstm()
+    state = dict(zip(("h", "c"), (jnp.asarray(part, jnp.float32) + 0.5 for part in zeros()), strict=True))
+    operands = {"x": X, **{name: jnp.asarray(arrays[name], jnp.float32) for name in ("w_i", "w_h", "b")}, **state}
+
+    def loss(outputs: jax.Array, h: jax.Array, c: jax.Array) -> jax.Array:
+        return (outputs**3).sum() + (h * c).sum()
+
+    def ours(x: Any, h: Any, c: Any, **weights: Any) -> jax.Array:
+        outputs, final = unrolled(x, mk.LSTMState(h, c), **weights)
+        return loss(outputs, *final)
+
+    def plain(x: Any, h: Any, c: Any, **weights: Any) -> jax.Array:
+        def step(state: Any, x: Any) -> Any:
+            state = lstm_step(x, *state, **weights)
+            return state, state[0]
+
+        final, outputs = jax.lax.scan(step, (h, c), x)
+        return loss(outputs, *final)
+
+    found, wanted = (derivatives(lambda o, f=f: f(**o), operands) for f in (ours, plain))
+    for kind, values in wanted.items():
+        for leaf, other in zip(jax.tree.leaves(found[kind]), jax.tree.leaves(values), strict=True):
+            np.testing.assert_allclose(leaf, other, rtol=2e-5, atol=2e-5, err_msg=kind)
+            assert np.abs(other).max() > 0, kind
 
 
 def test_an_unrolled_lstm_is_compiled_once_outside_of_other_programs(caplog: pytest.LogCaptureFixture) -> None:

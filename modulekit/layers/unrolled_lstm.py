@@ -1,6 +1,5 @@
 """`UnrolledLSTM`: an LSTM over a whole sequence."""
 
-import functools
 from typing import Any
 
 import jax
@@ -10,7 +9,8 @@ from jaxtyping import Array, Float
 from modulekit.core.once import once
 from modulekit.core.variable import Variable
 from modulekit.initializers import Initializer
-from modulekit.layers.lstm import LSTMState, checked_lstm_state, gate_bias, gate_weights, lstm_step, zero_state
+from modulekit.layers.lstm import LSTMState, checked_lstm_state, gate_bias, gate_weights, zero_state
+from modulekit.layers.lstm_sequence import unrolled
 from modulekit.layers.recurrent_inputs import check_positive, check_size, checked_inputs
 from modulekit.layers.rnn_core import UnrolledRNN
 
@@ -105,7 +105,7 @@ class UnrolledLSTM(UnrolledRNN):
         h, c = checked_lstm_state(self, initial_state, shape, shape, self.dtype)
         self._initialize(x)
         state = LSTMState(jnp.broadcast_to(h, shape), jnp.broadcast_to(c, shape))
-        return _unrolled(x, state, self._w_i.value, self._w_h.value, self.b.value)
+        return unrolled(x, state, self._w_i.value, self._w_h.value, self.b.value)
 
     def initial_state(self, batch_size: int) -> LSTMState:
         """Returns zeros.
@@ -115,17 +115,3 @@ class UnrolledLSTM(UnrolledRNN):
         """
         shape = (batch_size, self.hidden_size)
         return zero_state(shape, shape, self.dtype)
-
-
-@functools.partial(jax.jit, inline=True)  # outside of other programs, it is compiled once for all calls of one form
-def _unrolled(
-    sequence: jax.Array, state: LSTMState, w_i: jax.Array, w_h: jax.Array, b: jax.Array
-) -> tuple[jax.Array, LSTMState]:
-    # The products `x w_i` could be one for all steps. On CPU that is slower, forward 2 to 3 times, unless the inputs are
-    # much wider than the hidden state: `tests/benchmarks/recurrent_overhead.py`.
-    def step(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
-        h, c = lstm_step(x, state.hidden, state.cell, w_i, w_h, b)
-        return LSTMState(hidden=h, cell=c), h
-
-    final_state, output_sequence = jax.lax.scan(step, state, sequence)
-    return output_sequence, final_state
