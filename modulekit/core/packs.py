@@ -11,14 +11,14 @@ step.
 import functools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from modulekit.core.counters import Counter
-from modulekit.core.pieces import split, starts_of, tracing
+from modulekit.core.pieces import cut_alone, split, starts_of, tracing
 
 # Threads that step one model take turns: between taking the arrays and storing the new ones, nobody else may.
 one_at_a_time = threading.RLock()
@@ -51,6 +51,7 @@ class Pack:
       places: of the members.
       members: weak references to them.
       is_whole: whether every member is in its place; false where one may have left it.
+      starts: where those places begin that are cut from the buffer by themselves, by number of the member.
     """
 
     def __init__(self, variables: Sequence[Any], arrays: Sequence[jax.Array]) -> None:
@@ -59,7 +60,8 @@ class Pack:
         self.committed_to = arrays[0].sharding if arrays[0].committed else None
         self.key = key_of(arrays[0])
         self.shapes = tuple(array.shape for array in arrays)
-        self.starts = starts_of(self.shapes)[:-1]
+        starts = starts_of(self.shapes)
+        self.starts = {index: starts[index] for index in cut_alone(self.shapes)}
         self._arrays: list[jax.Array] | None = None
         self.fill(arrays)
         layouts.count += 1
@@ -85,7 +87,8 @@ class Pack:
         with one_at_a_time:
             if self._arrays is None:
                 with jax.ensure_compile_time_eval():
-                    self._arrays = _unpacked(self.buffer, scalars(self.starts, self.committed_to), self.shapes)
+                    starts = scalars(self.starts.values(), self.committed_to)
+                    self._arrays = _unpacked(self.buffer, starts, self.shapes)
             return self._arrays
 
 
@@ -106,12 +109,13 @@ def _scalar(number: int, place: Any) -> jax.Array:
         return jax.device_put(np.int32(number), place)
 
 
-def scalars(numbers: Sequence[int], place: Any) -> list[Any]:
+def scalars(numbers: Iterable[int], place: Any) -> list[Any]:
     """Returns numbers as inputs of a program, where its other inputs are."""
     return [_scalar(number, place) for number in numbers]
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _unpacked(buffer: Any, starts: list[Any], shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
-    with tracing(dict(zip(starts_of(shapes), starts, strict=False))):
+    numbers = starts_of(shapes)
+    with tracing({numbers[index]: start for index, start in zip(cut_alone(shapes), starts, strict=True)}):
         return split(buffer, shapes)

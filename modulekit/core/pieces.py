@@ -3,8 +3,12 @@
 A piece remembers where it comes from as long as the program is traced, so that pieces which are joined in their old order
 are a stretch of the flat array again, and no copy. Where there are many, where a piece begins is an input of the program
 and no constant: XLA compiles two slices that differ in a constant twice, and a hundred of them a hundred times.
+
+Pieces of one form in a row, but for their first axes, are cut from one array along its first axis, and arrays of such a
+form are laid together along it: then XLA sees through a concatenation of all of them, in a model or in a gradient.
 """
 
+import itertools
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +21,7 @@ from jax import lax
 
 SMALL = 2**12  # elements up to which a copy costs less than a buffer of its own
 _MOST_SLICES = 8  # each of which XLA compiles by itself
+_MANY = 8  # arrays of one form in a row
 
 
 class _Tracing(threading.local):
@@ -75,10 +80,37 @@ def starts_of(shapes: Sequence[Sequence[int]]) -> list[int]:
 def split(flat: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
     """Returns the arrays of these shapes that lie one after the other in a flat array."""
     starts, pieces = starts_of(shapes), []
-    for start, shape in zip(starts, shapes, strict=False):
-        cut = lax.dynamic_slice(flat, (_tracing.starts.get(start, start),), (math.prod(shape),))
-        pieces.append(_from(flat, start, cut.reshape(shape)))
+    for first, last in _runs(shapes):
+        if last - first >= _MANY:
+            cuts = _rows(flat[starts[first] : starts[last]], shapes[first:last])
+        else:
+            cuts = [_cut(flat, starts[index], shapes[index]) for index in range(first, last)]
+        pieces += [_from(flat, start, cut) for start, cut in zip(starts[first:last], cuts, strict=True)]
     return pieces
+
+
+def cut_alone(shapes: Sequence[Sequence[int]]) -> list[int]:
+    """Returns which of the arrays of a flat one are cut from it by themselves, and not in a run of their form."""
+    runs = (range(*run) for run in _runs(shapes))
+    return [index for run in runs if len(run) < _MANY for index in run]
+
+
+def _cut(flat: Any, start: int, shape: Sequence[int]) -> Any:
+    """Returns the array that begins somewhere in a flat one."""
+    return lax.dynamic_slice(flat, (_tracing.starts.get(start, start),), (math.prod(shape),)).reshape(shape)
+
+
+def _rows(flat: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
+    """Returns the arrays of a flat one that have all axes but the first in common."""
+    block, stops = flat.reshape(-1, *shapes[0][1:]), list(itertools.accumulate(shape[0] for shape in shapes))
+    return [block[stop - shape[0] : stop] for stop, shape in zip(stops, shapes, strict=True)]
+
+
+def _runs(shapes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Returns from where to where arrays have all axes but the first in common; a scalar is by itself."""
+    forms = [tuple(shape[1:]) if len(shape) else index for index, shape in enumerate(shapes)]
+    lengths = [len(list(run)) for _, run in itertools.groupby(forms)]
+    return list(itertools.pairwise(itertools.accumulate(lengths, initial=0)))
 
 
 def stack(values: Sequence[Any]) -> Any:
@@ -132,7 +164,7 @@ def _gathered(stretches: Sequence[tuple[Any, int, int]]) -> Any:
 def _stretches(values: Sequence[Any]) -> list[tuple[Any, int, int]]:
     """Returns flat arrays, and from where to where, that are these values one after the other."""
     stretches: list[tuple[Any, int, int]] = []
-    for value in values:
+    for value in _together(values):
         size = math.prod(jnp.shape(value))
         _, source, start = _origin(value)
         if source is None:
@@ -142,6 +174,19 @@ def _stretches(values: Sequence[Any]) -> list[tuple[Any, int, int]]:
         else:
             stretches.append((source, start, start + size))
     return stretches
+
+
+def _together(values: Sequence[Any]) -> list[Any]:
+    """Returns the values, and in place of several in a row that come from nowhere and have one form, one array."""
+    found: list[Any] = []
+    for is_piece, group in itertools.groupby(values, lambda value: _origin(value)[1] is not None):
+        members = list(group)
+        if is_piece:
+            found += members
+            continue
+        for first, last in _runs([jnp.shape(value) for value in members]):
+            found.append(jnp.concatenate(members[first:last]) if last - first > 1 else members[first])
+    return found
 
 
 class Grouping:

@@ -34,7 +34,7 @@ class Arrangement:
         self._packs = [*self._written_packs, *self._read_packs]
         self._loose = [v for v in writes if storage.pack_of(v) is None]
         self._loose_reads = [v for v in reads if storage.pack_of(v) is None]
-        numbers = sorted({start for pack in self._packs for start in pack.starts})
+        numbers = sorted({start for pack in self._packs for start in _starts_of_weights(pack)})
         self._numbers = numbers if len(numbers) > _MOST_CONSTANTS else []
         self._starts = scalars(self._numbers, self._packs[0].committed_to if self._packs else None)
         self._count = layouts.count
@@ -100,6 +100,12 @@ class Arrangement:
                 for pack, of_pack in zip(self._written_packs, pieces, strict=False)
             ]
         return joined + [fresh[v] for v in self._loose], result
+
+
+def _starts_of_weights(pack: Pack) -> list[int]:
+    """Returns where weights begin; the slots of optimizers, which are most of the others, are used all at once."""
+    members = pack.present()
+    return [start for index, start in pack.starts.items() if getattr(members[index], "trainable", False)]
 
 
 def _gather(packs: Sequence[Pack]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from tests.benchmarks import timing
 from tests.benchmarks.workloads.workload import Data, Params, Workload
 
-KINDS = frozenset({"mlp", "convnet", "batchnorm_convnet", "lstm", "transformer"})
+KINDS = frozenset({"mlp", "fields", "convnet", "batchnorm_convnet", "lstm", "transformer"})
 EXAMPLES = 2_000
 Step = Callable[[Any, Any], Any]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tests.benchmarks.contender import Stepwise
-from tests.benchmarks.workloads import convnet, lstm, transformer
+from tests.benchmarks.workloads import convnet, fields, lstm, transformer
 from tests.benchmarks.workloads.workload import LEARNING_RATE, Params, Workload
 
 
@@ -33,6 +33,25 @@ class MLP(eqx.Module):
         for layer in self.layers[:-1]:
             x = jax.nn.relu(layer(x))
         return self.layers[-1](x)
+
+
+class Fields(eqx.Module):
+    """See `workloads.fields`."""
+
+    fields: list[jax.Array]
+
+    def __init__(self, workload: Workload) -> None:
+        keys, shape = jax.random.split(jax.random.key(0), workload.sizes[0]), [fields.FEATURES, fields.CLASSES]
+        self.fields = [jax.random.normal(key, shape) for key in keys]
+
+    @staticmethod
+    def own(params: Params) -> list[jax.Array]:
+        """Returns the arrays of `params` as the network's leaves."""
+        return [params[f"field_{index}"] for index in range(len(params))]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the logits."""
+        return x @ jnp.concatenate(self.fields)
 
 
 class ConvNet(eqx.Module):
@@ -170,7 +189,7 @@ def linear_leaves(layer: Params) -> list[jax.Array]:
     return [layer["w"].T, layer["b"]]
 
 
-NETWORKS = {"mlp": MLP, "convnet": ConvNet, "lstm": LSTM, "transformer": Transformer}
+NETWORKS = {"mlp": MLP, "fields": Fields, "convnet": ConvNet, "lstm": LSTM, "transformer": Transformer}
 
 
 def make_network(workload: Workload, params: Params | None) -> Any:

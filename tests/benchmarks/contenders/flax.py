@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from tests.benchmarks.contender import Stepwise
-from tests.benchmarks.workloads import batchnorm_convnet, convnet, lstm, transformer
+from tests.benchmarks.workloads import batchnorm_convnet, convnet, fields, lstm, transformer
 from tests.benchmarks.workloads.workload import LEARNING_RATE, Params, Workload
 
 
@@ -30,6 +30,23 @@ class MLP(nnx.Module):
         for layer in self.layers[:-1]:
             x = nnx.relu(layer(x))
         return self.layers[-1](x)
+
+
+class Fields(nnx.Module):
+    """See `workloads.fields`."""
+
+    def __init__(self, workload: Workload, rngs: nnx.Rngs) -> None:
+        shape = [fields.FEATURES, fields.CLASSES]
+        self.fields = nnx.List([nnx.Param(jax.random.normal(rngs.params(), shape)) for _ in range(workload.sizes[0])])
+
+    @property
+    def weights(self) -> Params:
+        """The parameters."""
+        return {f"field_{index}": field for index, field in enumerate(self.fields)}
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the logits."""
+        return x @ jnp.concatenate([field[...] for field in self.fields])
 
 
 class ConvNet(nnx.Module):
@@ -170,6 +187,7 @@ def norm_weights(norm: Any) -> Params:
 
 NETWORKS = {
     "mlp": MLP,
+    "fields": Fields,
     "convnet": ConvNet,
     "batchnorm_convnet": BatchNormConvNet,
     "lstm": LSTM,

@@ -2,6 +2,7 @@
 
 from tests.benchmarks.workloads.batchnorm_convnet import BATCHNORM_CONVNET
 from tests.benchmarks.workloads.convnet import CONVNET
+from tests.benchmarks.workloads.fields import by_field
 from tests.benchmarks.workloads.lstm import LSTM
 from tests.benchmarks.workloads.mlp import mlp, narrow
 from tests.benchmarks.workloads.transformer import TRANSFORMER
@@ -10,8 +11,8 @@ from tests.benchmarks.workloads.workload import Workload
 _ALL = (
     narrow("mlp_3x16", 3),
     narrow("mlp_50x16", 50),
-    narrow("variables_400", 200),
-    narrow("variables_2000", 1000, is_huge=True),
+    by_field("variables_400", 400),
+    by_field("variables_2000", 2000, is_huge=True),
     mlp("classifier", [784, 625, 625, 10], 100),
     CONVNET,
     BATCHNORM_CONVNET,
