@@ -16,6 +16,7 @@ from modulekit import (
     optimizers,
     pad,
     regularizers,
+    sharding,
 )
 from modulekit.averaging import WeightAverage
 from modulekit.core.describe import format_variables, log_variables, summary
@@ -196,6 +197,7 @@ __all__ = [
     "scale_gradient",
     "scan",
     "seed",
+    "sharding",
     "sonnet",
     "split_leading_dim",
     "stack",

@@ -21,7 +21,7 @@ NAMESPACES = {
     "modulekit.mixed_precision": "",
     "modulekit.checkpoints": "", "modulekit.pad": "", "modulekit.regularizers": "", "modulekit.nets.resnet": "",
     "modulekit.sonnet": None, "modulekit.weights": None, "modulekit.export": None,
-    "modulekit.functional": None, "modulekit.distribute": None,
+    "modulekit.functional": None, "modulekit.distribute": None, "modulekit.sharding": None,
 }  # fmt: skip
 
 

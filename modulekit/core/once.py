@@ -1,8 +1,8 @@
 """`once`: a method that runs on its first call and never again.
 
 What has run is remembered with the instance, under the method's qualified name. So it survives pickling, copying and
-another process, and a child's method does not stand for its parent's. The body makes variables: it runs in a
-`concrete` context, where arrays are arrays under any trace. A body that raised has not run. Beside each name stand the
+another process, and a child's method does not stand for its parent's. The body makes variables: it runs where arrays are
+arrays under any trace (`births.py`). A body that raised has not run. Beside each name stand the
 line of the call and the form of its arguments, for error messages and for drawing the variables anew.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from modulekit.core import draws, overlay, precision, provenance
+from modulekit.core import births, draws, precision, provenance
 
 _ATTRIBUTE = "_once_done"
 _PLAIN = (bool, int, float, complex, str, type(None))
@@ -83,8 +83,8 @@ def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     counts = draws.snapshot()
     try:
         (args, kwargs), precise = precision.at_full_precision((args, kwargs))
-        with overlay.concrete(), precise:
-            result = function(*args, **kwargs)
+        with precise:
+            result = births.run(function, args, kwargs)
     except BaseException:
         draws.restore(counts)
         raise

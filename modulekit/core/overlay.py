@@ -10,7 +10,7 @@ A read answered from outside is recorded by every overlay on the way, because ea
 
 import contextlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -192,6 +192,16 @@ class concrete:  # noqa: N801 (a context manager that reads as a word)
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         _active.concrete -= 1
         self._jax.__exit__(kind, error, tb)
+
+
+@contextlib.contextmanager
+def staged() -> Iterator[None]:
+    """Context in which variables are made of what is being traced; reads are answered as in a `concrete` one."""
+    _active.concrete += 1
+    try:
+        yield
+    finally:
+        _active.concrete -= 1
 
 
 def is_concrete() -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from modulekit.core import finite, overlay, provenance
 from modulekit.core.packs import Pack, Place, key_of, layouts, one_at_a_time, vacate
@@ -52,6 +53,57 @@ def packed(variables: Sequence[Variable]) -> None:
             pack = Pack(members, stored_arrays(members))
             for variable, place in zip(members, pack.places, strict=True):
                 variable._held, variable._lent = place, False
+
+
+def shardings(variables: Iterable[Variable]) -> list[NamedSharding | None]:
+    """Returns how those of `variables` lie that lie on a mesh of several devices, None for each of the others."""
+    return [_on_mesh(variable) for variable in variables]
+
+
+def meet_on_mesh(variables: Sequence[Variable]) -> bool:
+    """Brings `variables` to the devices on which one of them lies in parts: those that may move, as a copy for each.
+
+    Returns:
+      Whether there are several devices.
+    """
+    mesh = next((found.mesh for found in shardings(variables) if found is not None), None)
+    if mesh is None:
+        return False
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    spread([variable for variable in variables if pack_of(variable) is not None])
+    for variable in variables:
+        held: Any = variable._held
+        if not held.committed:
+            _move(variable, everywhere)
+    return True
+
+
+def kept_in_place(values: Sequence[Any], places: Sequence[NamedSharding | None]) -> list[Any]:
+    """Returns traced values that lie, when the program runs, as `shardings` said."""
+    return [
+        value if place is None else jax.lax.with_sharding_constraint(value, place)
+        for value, place in zip(values, places, strict=True)
+    ]
+
+
+def place(variable: Variable, sharding: jax.sharding.Sharding) -> None:
+    """Moves a variable, which keeps its value."""
+    with one_at_a_time:
+        _move(variable, sharding)
+        layouts.count += 1
+
+
+def _move(variable: Variable, sharding: jax.sharding.Sharding) -> None:
+    held: Any = variable._held
+    vacate(held)
+    variable._held = jax.device_put(held.array() if type(held) is Place else held, sharding)
+    variable._lend()
+
+
+def _on_mesh(variable: Variable) -> NamedSharding | None:
+    held: Any = variable._held
+    sharding = None if type(held) is Place else held.sharding
+    return sharding if isinstance(sharding, NamedSharding) and sharding.num_devices > 1 else None
 
 
 def spread(variables: Iterable[Variable]) -> None:

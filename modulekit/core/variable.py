@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from modulekit.core import context, foreign, getters, names, overlay, provenance, trial
+from modulekit.core import births, context, foreign, getters, names, overlay, provenance, trial
 from modulekit.core.arithmetic import Arithmetic, ArrayLike, value_of
 from modulekit.core.counters import changes, lendings
 from modulekit.core.explain import summarize
@@ -76,7 +76,7 @@ class Variable(Arithmetic):
         self._held: jax.Array | Place = _initial_array(initial_value, dtype, self._name)
         self._version, self._written = 0, (provenance.now(), self._origin)
         self._lend()
-        trial.note([self])
+        births.note(self)
         running = overlay.active()
         if running is not None:
             running.born[self] = None
@@ -188,9 +188,12 @@ class Variable(Arithmetic):
         if running is not None:
             running.write(self, new)
             return
+        if births.is_traced():
+            self._held = new
+            return
         if isinstance(new, jax.core.Tracer):
             raise TypeError(f"{self.describe()} is assigned a tracer that outlived its transform: {new}")
-        self.replace(new, provenance.user_line())
+        self.replace(_placed_as(self._held, new), provenance.user_line())
 
     def assign_add(self, value: ArrayLike) -> None:
         """Adds `value` (an array of the variable's shape, or a number) to the variable."""
@@ -342,16 +345,29 @@ def _converts(array: jax.Array, wanted: Any) -> bool:
     return array.dtype == jnp.float32 and wanted in (jnp.float16, jnp.bfloat16)
 
 
+def _placed_as(held: jax.Array | Place, array: jax.Array) -> jax.Array:
+    """Returns an array that lies as the one held, where that is on several devices."""
+    if isinstance(held, Place) or len(held.sharding.device_set) == 1:
+        return array
+    return jax.device_put(array, held.sharding)
+
+
 def _initial_array(value: ArrayLike, dtype: Any, name: str) -> jax.Array:
     if callable(value) and not isinstance(value, jax.Array | np.ndarray):
         value = value()
     value = value_of(value)
+    if births.is_traced():
+        return _of_dtype(value, dtype)
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"variable {name!r} would be made from a traced value ({summarize(value)}), which does not outlive its "
             "trace. Make it in a method under @mk.once, from shapes and initializers and not from traced inputs"
         )
     with overlay.concrete():
-        array = value if isinstance(value, jax.Array) else jnp.array(value)
-        wanted = array.dtype if dtype is None else jnp.dtype(dtype)
-        return lax.convert_element_type(array, wanted) if array.dtype != wanted or array.weak_type else array
+        return _of_dtype(value, dtype)
+
+
+def _of_dtype(value: ArrayLike, dtype: Any) -> jax.Array:
+    array = value if isinstance(value, jax.Array) else jnp.array(value)
+    wanted = array.dtype if dtype is None else jnp.dtype(dtype)
+    return lax.convert_element_type(array, wanted) if array.dtype != wanted or array.weak_type else array

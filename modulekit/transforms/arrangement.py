@@ -27,7 +27,7 @@ class Arrangement:
     def __init__(self, writes: Sequence[Variable], reads: Sequence[Variable], packs: bool) -> None:
         self._writes, self._reads = writes, reads
         _gather(_packs_of([*writes, *reads]))
-        if packs:
+        if packs and not storage.meet_on_mesh([*writes, *reads]):
             storage.packed(writes)
         self._written_packs = _packs_of(writes)
         self._read_packs = [pack for pack in _packs_of(reads) if pack not in self._written_packs]
@@ -37,6 +37,7 @@ class Arrangement:
         numbers = sorted({start for pack in self._packs for start in _starts_of_weights(pack)})
         self._numbers = numbers if len(numbers) > _MOST_CONSTANTS else []
         self._starts = scalars(self._numbers, self._packs[0].committed_to if self._packs else None)
+        self._shardings = storage.shardings(self._loose)
         self._count = layouts.count
 
     def is_current(self) -> bool:
@@ -46,6 +47,8 @@ class Arrangement:
             return True
         now = Arrangement(self._writes, self._reads, packs=False)
         if now._packs != self._packs or now._loose != self._loose or now._loose_reads != self._loose_reads:
+            return False
+        if now._shardings != self._shardings:
             return False
         self._count = layouts.count
         return True
@@ -99,7 +102,7 @@ class Arrangement:
                 join([fresh.get(v, piece) for v, piece in zip(pack.present(), of_pack, strict=True)])
                 for pack, of_pack in zip(self._written_packs, pieces, strict=False)
             ]
-        return joined + [fresh[v] for v in self._loose], result
+        return joined + storage.kept_in_place([fresh[v] for v in self._loose], self._shardings), result
 
 
 def _starts_of_weights(pack: Pack) -> list[int]:
