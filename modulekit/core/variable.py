@@ -304,9 +304,6 @@ class Variable(Arithmetic):
                 f"{self.describe()} has dtype {self.dtype} and cannot be assigned dtype {array.dtype}: "
                 f"convert the value, as in value.astype('{self.dtype}')"
             )
-        return self._same_dtype(array)
-
-    def _same_dtype(self, array: jax.Array) -> jax.Array:
         if array.dtype == self._held.dtype and not array.weak_type:
             return array
         return lax.convert_element_type(array, self._held.dtype)
