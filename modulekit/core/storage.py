@@ -60,6 +60,11 @@ def shardings(variables: Iterable[Variable]) -> list[NamedSharding | None]:
     return [_on_mesh(variable) for variable in variables]
 
 
+def forms_of(variables: Iterable[Variable]) -> list[tuple[tuple[int, ...], Any]]:
+    """Returns shape and dtype of `variables`, for a `Grouping`: no dtype where the devices would have to exchange parts."""
+    return [(v.shape, v.dtype if _on_mesh(v) is None else None) for v in variables]
+
+
 def meet_on_mesh(variables: Sequence[Variable]) -> bool:
     """Brings `variables` to the devices on which one of them lies in parts: those that may move, as a copy for each.
 

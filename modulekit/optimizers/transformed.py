@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modulekit.core import names
+from modulekit.core import names, storage
 from modulekit.core.arithmetic import value_of
 from modulekit.core.overlay import concrete
 from modulekit.core.pieces import Grouping
@@ -63,7 +63,7 @@ class Transformed(Optimizer):
         used = [slots or [] for u, slots in zip(updates, places, strict=True) if u is not None]
         gradients = [jnp.asarray(value_of(u)) for u in updates if u is not None]
         can_join = self._is_elementwise and len(set(given)) == len(given)
-        together = Grouping([(p.shape, p.dtype) for p in given] if can_join else [])
+        together = Grouping(storage.forms_of(given) if can_join else [])
         if together.groups:
             self._apply_together(transformation, together, given, used, gradients)
             return

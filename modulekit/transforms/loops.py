@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from modulekit.core import storage
 from modulekit.core.module import Module
 from modulekit.core.overlay import Overlay, bakes_reads
 from modulekit.core.pieces import Grouping
@@ -121,7 +122,7 @@ def while_loop(
 
     def attempt() -> Any:
         carried, baked = list(footprint.writes), bakes_reads()
-        together = Grouping([(v.shape, v.dtype) for v in carried])  # small ones go around in one array
+        together = Grouping(storage.forms_of(carried))  # small ones go around in one array
 
         def bound(arrays: list[Any]) -> Overlay:
             return footprint.overlay(dict(zip(carried, together.split(arrays), strict=True)), baked=baked)

@@ -26,7 +26,7 @@ import modulekit as mk
 from modulekit.core.arithmetic import value_of
 from modulekit.core.pieces import Grouping
 from modulekit.core.randomness import default_stream
-from modulekit.core.storage import spread, store_arrays, stored_arrays
+from modulekit.core.storage import forms_of, spread, store_arrays, stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint
 from scenarios.base.feeding import Chunk
@@ -200,7 +200,7 @@ class Stepper:
         """Returns the values that must stay finite: weights, and slots of optimizers."""
         slots = set(self._slots())
         guarded = [v for v in self.variables if (v.trainable or v in slots) and jnp.issubdtype(v.dtype, jnp.inexact)]
-        return Grouping([(v.shape, v.dtype) for v in guarded]).joined([v.current() for v in guarded])
+        return Grouping(forms_of(guarded)).joined([v.current() for v in guarded])
 
     def _restart_stream(self, step: Any) -> None:
         """Random numbers of a step are a function of (seed, step)."""
