@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from modulekit.core import finite, overlay, provenance
 from modulekit.core.packs import Pack, Place, key_of, layouts, one_at_a_time, vacate
 from modulekit.core.pieces import is_small
+from modulekit.core.streams import stream_of
 from modulekit.core.variable import Variable
 
 
@@ -65,20 +67,26 @@ def forms_of(variables: Iterable[Variable]) -> list[tuple[tuple[int, ...], Any]]
     return [(v.shape, v.dtype if _on_mesh(v) is None else None) for v in variables]
 
 
-def meet_on_mesh(variables: Sequence[Variable]) -> bool:
-    """Brings `variables` to the devices on which one of them lies in parts: those that may move, as a copy for each.
+def meet(variables: Sequence[Variable]) -> bool:
+    """Brings `variables` together: where one of them lies on a mesh of several devices, the others get a copy on each.
+
+    Random streams go where they are used; variables that were put on a device on purpose stay there.
 
     Returns:
       Whether there are several devices.
     """
-    mesh = next((found.mesh for found in shardings(variables) if found is not None), None)
+    mesh = next((found.mesh for v in variables if (found := _on_mesh(v)) is not None and stream_of(v) is None), None)
     if mesh is None:
+        for variable in variables:
+            if _on_mesh(variable) is not None:  # a stream
+                _move(variable, None)
         return False
     everywhere = NamedSharding(mesh, PartitionSpec())
     spread([variable for variable in variables if pack_of(variable) is not None])
     for variable in variables:
         held: Any = variable._held
-        if not held.committed:
+        travels = not held.committed or stream_of(variable) is not None
+        if travels and held.sharding != everywhere:
             _move(variable, everywhere)
     return True
 
@@ -95,14 +103,15 @@ def place(variable: Variable, sharding: jax.sharding.Sharding) -> None:
     """Moves a variable, which keeps its value."""
     with one_at_a_time:
         _move(variable, sharding)
-        layouts.count += 1
 
 
-def _move(variable: Variable, sharding: jax.sharding.Sharding) -> None:
+def _move(variable: Variable, sharding: jax.sharding.Sharding | None) -> None:
     held: Any = variable._held
     vacate(held)
-    variable._held = jax.device_put(held.array() if type(held) is Place else held, sharding)
+    array = held.array() if type(held) is Place else held
+    variable._held = jax.device_put(np.asarray(array) if sharding is None else array, sharding)
     variable._lend()
+    layouts.count += 1
 
 
 def _on_mesh(variable: Variable) -> NamedSharding | None:

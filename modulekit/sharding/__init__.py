@@ -9,7 +9,7 @@ from modulekit.sharding.mesh import make_mesh
 from modulekit.sharding.presets import data_parallel, fully_sharded, tensor_parallel
 from modulekit.sharding.report import Entry, ShardingReport
 from modulekit.sharding.rules import Rule, Rules
-from modulekit.sharding.shard import build, shard
+from modulekit.sharding.shard import build, placing, shard
 
 __all__ = [
     "Entry",
@@ -20,6 +20,7 @@ __all__ = [
     "data_parallel",
     "fully_sharded",
     "make_mesh",
+    "placing",
     "shard",
     "split",
     "tensor_parallel",

@@ -13,10 +13,10 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
 
     Args:
       axes: how many devices there are along each axis; -1 for as many as remain, once. `{"data": -1}` if None.
-      devices: all that JAX has if None.
+      devices: those that the axes divide; if None, all that JAX has, or the first of them if there are more.
 
     Raises:
-      ValueError: the sizes are no division of the devices.
+      ValueError: the sizes do not fit the devices.
 
     Source: JAX, `jax.make_mesh`, whose axes are here all `AxisType.Auto`: XLA decides how results lie.
 
@@ -26,17 +26,18 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     sizes = dict(axes or {"data": -1})
     available = jax.devices() if devices is None else list(devices)
     open_axes = [name for name, size in sizes.items() if size == -1]
-    wrong = [f"{name}={size}" for name, size in sizes.items() if size < 1 and size != -1]
+    wrong = [name for name, size in sizes.items() if size < 1 and size != -1]
     if wrong or len(open_axes) > 1:
         raise ValueError(f"axes={sizes}: expected a number of devices for each axis, and -1 for at most one")
     known = math.prod(size for size in sizes.values() if size != -1)
-    if open_axes and len(available) % known == 0:
+    if open_axes:
         sizes[open_axes[0]] = len(available) // known
-    if math.prod(sizes.values()) != len(available):
+    count = math.prod(sizes.values())
+    if count > len(available) or (count < len(available) and (open_axes or devices is not None)) or not count:
         raise ValueError(
-            f"axes={dict(axes or sizes)} do not divide {len(available)} devices: choose other sizes, or give `devices`"
+            f"axes={dict(axes or sizes)} do not fit {len(available)} devices: choose other sizes, or give `devices`"
         )
-    if devices is None:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-    grid = np.array(available).reshape(tuple(sizes.values()))
-    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    shape, kinds = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
+    if devices is None and count == len(available):
+        return jax.make_mesh(shape, tuple(sizes), axis_types=kinds)
+    return Mesh(np.array(available[:count]).reshape(shape), tuple(sizes), axis_types=kinds)

@@ -1,5 +1,6 @@
 """Putting variables where rules say, those that exist and those that are made."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -84,19 +85,37 @@ def build(
     ([P('data',), P(None, 'data')], (4, 8))
     """
     roots = model if parts is None else parts
-
-    def place(variable: Variable) -> jax.sharding.Sharding:
-        path = next((path for path, found in _paths(roots) if found is variable), variable.name)
-        return NamedSharding(mesh, spec_of(rules, path, variable.shape, mesh))
-
-    with births.placement(place):
+    with placing(roots, rules, mesh):
         builds.build(model, *args, **kwargs)
     rules.unmatched()  # paths are whole only now
     return shard(roots, rules, mesh)
 
 
+@contextlib.contextmanager
+def placing(parts: Any, rules: Rule, mesh: Mesh) -> Iterator[None]:
+    """Context in which variables made under `once` are made where they are to lie; `build` is the usual way to it.
+
+    Args:
+      parts: what paths begin at, as for `shard`.
+      rules: as for `shard`.
+      mesh: the devices.
+    """
+
+    def place(variable: Variable) -> jax.sharding.Sharding:
+        path = next((path for path, found in _paths(parts) if found is variable), variable.name)
+        return NamedSharding(mesh, spec_of(rules, path, variable.shape, mesh))
+
+    with births.placement(place):
+        yield
+
+
 def _paths(parts: Any) -> Iterator[tuple[str, Variable]]:
     """Yields path and variable, each variable once."""
-    container = dict(parts) if isinstance(parts, Mapping) else parts
-    for path, variable in collect.walk(container, Variable, Module):
-        yield collect.render(path), variable
+    seen: set[Variable] = set()
+    for name, part in parts.items() if isinstance(parts, Mapping) else [("", parts)]:
+        start: collect.Path = (("attribute", name),) if name else ()
+        found = [(start, part)] if isinstance(part, Variable) else collect.walk(part, Variable, Module, start)
+        for path, variable in found:
+            if variable not in seen:
+                seen.add(variable)
+                yield collect.render(path), variable

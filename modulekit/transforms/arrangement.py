@@ -27,7 +27,7 @@ class Arrangement:
     def __init__(self, writes: Sequence[Variable], reads: Sequence[Variable], packs: bool) -> None:
         self._writes, self._reads = writes, reads
         _gather(_packs_of([*writes, *reads]))
-        if packs and not storage.meet_on_mesh([*writes, *reads]):
+        if not storage.meet([*writes, *reads]) and packs:
             storage.packed(writes)
         self._written_packs = _packs_of(writes)
         self._read_packs = [pack for pack in _packs_of(reads) if pack not in self._written_packs]

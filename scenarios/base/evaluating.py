@@ -13,6 +13,7 @@ import numpy as np
 import modulekit as mk
 from modulekit.core.randomness import default_stream
 from modulekit.data import Arrays, evaluation_batches
+from scenarios.base.devices import Devices
 from scenarios.base.moment import at, found
 
 Around = Callable[[], AbstractContextManager[Any]]
@@ -33,6 +34,7 @@ class Evaluator:
       seed: of the random numbers.
       measure: returns a dict of numbers.
       pictures: returns a dict of pictures.
+      devices: what share a batch; one device if None.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class Evaluator:
         seed: int = 0,
         measure: Callable[[], Mapping[str, Any]] | None = None,
         pictures: Callable[[], Mapping[str, Any]] | None = None,
+        devices: Devices | None = None,
     ) -> None:
-        self._evaluate = None if evaluate is None else compiled(evaluate)
+        self._evaluate = None if evaluate is None else compiled(evaluate, devices)
         self._data = data
         self._batch_size = batch_size
         self._views: dict[str, Around] = dict(views) if views else {"": nullcontext}
@@ -99,13 +102,15 @@ class Evaluator:
         return {name: total / size for name, total in totals.items()}
 
 
-def compiled(evaluate: Callable[[Any], Mapping[str, Any]]) -> Callable[[Any, Any], Mapping[str, Any]]:
-    """Returns an evaluation as one program, of a batch and the number of updates before."""
+def compiled(
+    evaluate: Callable[[Any], Mapping[str, Any]], devices: Devices | None = None
+) -> Callable[[Any, Any], Mapping[str, Any]]:
+    """Returns an evaluation as one program, of a batch, which devices share, and the number of updates before."""
 
     @mk.jit
     def evaluate_after(batch: Any, step: Any) -> Mapping[str, Any]:
         with at(step):
-            return evaluate(batch)
+            return evaluate(batch if devices is None else devices.divided(batch, 0))
 
     return evaluate_after
 

@@ -70,9 +70,10 @@ class Feed(Protocol):
 class Resident:
     """All examples are on the device; which of them a step takes is a function of the step."""
 
-    def __init__(self, data: Arrays, choose: Choose) -> None:
+    def __init__(self, data: Arrays, choose: Choose, place: Any = None) -> None:
         self._choose = choose
-        self._source = jax.tree.map(jnp.asarray, data.arrays)
+        arrays = jax.tree.map(jnp.asarray, data.arrays) if place is None else jax.device_put(data.arrays, place)
+        self._source = arrays
         self.batch = specification(data, choose(0, 1).shape[1:])
 
     def take(self, step: int, count: int, capacity: int) -> Chunk:
@@ -101,13 +102,14 @@ class Fed:
       stream: the batches.
       indices: which examples the batches are of, where that is known. The stream's position is then a function of the
         step, and is not told.
+      place: the sharding of stacks; None for JAX's own choice.
 
     Raises:
       ValueError: the stream has no batch.
     """
 
-    def __init__(self, stream: Stream, indices: Choose | None = None) -> None:
-        self._indices = indices
+    def __init__(self, stream: Stream, indices: Choose | None = None, place: Any = None) -> None:
+        self._indices, self._place = indices, place
         self._prefetch = Prefetch(stream, group=1)
         before = self._prefetch.state
         try:
@@ -159,7 +161,9 @@ class Fed:
         specification = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), group.arrays)
         is_odd = bool(specification != self.batch)
         size = group.count if is_odd else self._most
-        source = jax.device_put(jax.tree.map(lambda array: _padded(array, size), group.arrays), may_alias=False)
+        source = jax.device_put(
+            jax.tree.map(lambda array: _padded(array, size), group.arrays), self._place, may_alias=False
+        )
         return _Stack(source, [before, *group.states], is_odd)
 
 
@@ -192,7 +196,7 @@ def _padded(array: Any, size: int) -> Any:
     return padded
 
 
-def arrays_feed(data: Arrays, choose: Choose, step: int, on_device: bool | None) -> Feed:
+def arrays_feed(data: Arrays, choose: Choose, step: int, on_device: bool | None, place: Any = None) -> Feed:
     """Returns the feed of examples in memory, from a step on.
 
     Args:
@@ -200,10 +204,11 @@ def arrays_feed(data: Arrays, choose: Choose, step: int, on_device: bool | None)
       choose: which of them an update takes.
       step: the first step.
       on_device: whether all of them are put on the device; None: if they fit.
+      place: the sharding of what is put there; None for JAX's own choice.
     """
     if fits_on_device(data) if on_device is None else on_device:
-        return Resident(data, choose)
-    return Fed(ChosenBatches(data, choose, step), choose)
+        return Resident(data, choose, place)
+    return Fed(ChosenBatches(data, choose, step), choose, place)
 
 
 def specification(data: Arrays, shape: tuple[int, ...]) -> Any:

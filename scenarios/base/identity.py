@@ -31,6 +31,8 @@ _KINDS: dict[str, Kind] = {
     "best_mode": "safe",
     "steps_per_call": "safe",
     "data_on_device": "safe",
+    "mesh": "safe",
+    "placement": "safe",
     "non_finite": "schedule-changing",
     "time_limit": "safe",
     "progress": "safe",
@@ -78,7 +80,7 @@ def identity(
       data: the fingerprint of the data.
       eval_data: that of the evaluation data, if there is any.
     """
-    common = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _PLACES}
+    common = {f.name: describe(getattr(settings, f.name)) for f in fields(settings) if f.name not in _PLACES}
     described = {name: describe(part) for name, part in parts.items()}
     return {
         "scenario": type(scenario).__name__,

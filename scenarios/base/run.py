@@ -20,6 +20,7 @@ from modulekit.core.variable import Variable
 from modulekit.data import Arrays, Pipeline, Stream, stream
 from scenarios.base.batches import GroupedBatches, Indices, chosen
 from scenarios.base.compilation import kept_programs
+from scenarios.base.devices import Devices
 from scenarios.base.evaluating import Around, Evaluator, compiled
 from scenarios.base.feeding import Chunk, Fed, Feed, arrays_feed
 from scenarios.base.hooks import Hook, JsonLines
@@ -65,6 +66,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.name = type(self.scenario).__name__
+        self._devices = Devices(self.settings.mesh, self.settings.placement)
         self.examples: Arrays | Stream = self._stream() if _is_stream(self.data) else Arrays(self.data)
         self.eval_examples = None if self.eval_data is None else Arrays(self.eval_data)
         if isinstance(self.examples, Arrays):
@@ -121,12 +123,14 @@ class Run:
                 progress = progress_in(store, step)
             feed = self._feed(progress)
             closing.callback(feed.close)
-            stepper = self._stepper(feed, None)
+            with self._devices.making(self.parts):
+                stepper = self._stepper(feed, None)
             if self.method("check") is not None:
                 examples = self.examples if isinstance(self.examples, Arrays) else None
                 self.scenario.check(examples, self.eval_examples, **self.parts)
             kept_parts = self.parts if self._average is None else {**self.parts, "ema": self._average}
             variables = variables_by_path(kept_parts)
+            self._devices.place(kept_parts)
             if settings.directory is not None and restore:
                 self._check_held(stepper, variables)
                 store = store or self._opened(settings.directory, closing)
@@ -195,19 +199,19 @@ class Run:
         """Returns what brings the examples, from where the saved run stands."""
         s = self.settings
         if isinstance(self.examples, Arrays):
-            return arrays_feed(self.examples, self.choose, saved.step, s.data_on_device)
+            return arrays_feed(self.examples, self.choose, saved.step, s.data_on_device, self._devices.everywhere)
         if saved.position is not None:
             self.examples.restore(saved.position)
         if s.directory is not None and not self.examples.resumable:
             print(f"{self.name} on {self.examples.describe()}", file=sys.stderr, flush=True)
-        return Fed(self.examples)
+        return Fed(self.examples, place=self._devices.everywhere)
 
     def _stepper(self, feed: Feed, in_loop: bool | None) -> Stepper:
         s = self.settings
         chosen = None if s.steps_per_call is None else min(s.steps_per_call, max(s.steps, 1))
         around = self.method("around") if s.ema_decay is None else None  # averages read the weights of each step
         within = None if around is None else functools.partial(around, **self.parts)
-        return Stepper(self.update, feed.batch, self._slots, s.seed, chosen, in_loop, within)
+        return Stepper(self.update, feed.batch, self._slots, s.seed, chosen, in_loop, within, self._devices)
 
     def _slots(self) -> set[Variable]:
         optimizers = {name: part for name, part in self.parts.items() if is_optimizer(part)}
@@ -222,7 +226,9 @@ class Run:
         if self._average is not None:
             views["ema_"] = self._average.averaged
         size = self.settings.eval_batch_size
-        return Evaluator(evaluate, self.eval_examples, size, views, self.settings.seed, measure, pictures)
+        return Evaluator(
+            evaluate, self.eval_examples, size, views, self.settings.seed, measure, pictures, self._devices
+        )
 
     def _of_data(self, name: str) -> Function | None:
         """Returns a method that looks at the parts and all evaluation data, as a function without arguments."""

@@ -43,6 +43,10 @@ class Settings:
       non_finite: what happens when an update gives a metric, a weight or a slot that is not finite. It is never applied:
         `stop` ends the run, `skip` goes on with the next batch, and `rollback` goes back to the weights of the newest
         state saved at a multiple of `save_interval`, and on with the next batch.
+      mesh: how many devices there are along each axis, such as `{"data": 4, "model": 2}`; -1 for as many as there are, once.
+        Batches are divided along `data`. None takes one device. It changes no number but in the last bits.
+      placement: how variables lie on the mesh: `data_parallel`, `fully_sharded`, `tensor_parallel`, several joined by `+`,
+        or partition specs by pattern of paths, such as `{"**/w": [None, "model"]}` (`modulekit.sharding`).
       cache_dir: a folder in which compiled programs are kept, so that a run that goes on, or any other run that is given the
         folder, does not compile them again; None leaves it to JAX's own setting.
       time_limit: seconds after which the run ends at the next step, with a saved state; None for no limit.
@@ -76,6 +80,8 @@ class Settings:
     steps_per_call: int | None = None
     data_on_device: bool | None = None
     non_finite: NonFinite = "stop"
+    mesh: Mapping[str, int] | None = None
+    placement: str | Mapping[str, Any] = "data_parallel"
     cache_dir: str | os.PathLike[str] | None = None
     time_limit: float | None = None
     progress: bool = True
@@ -83,7 +89,7 @@ class Settings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("save_dir", "cache_dir", "best_metric", *_TRUTHS) or (
+            if field.name in ("save_dir", "cache_dir", "best_metric", "mesh", "placement", *_TRUTHS) or (
                 value is None and field.default is None
             ):
                 continue
@@ -93,6 +99,7 @@ class Settings:
                 _check_real(field.name, value, below=1.0 if field.name == "ema_decay" else float("inf"))
             else:
                 _check_number(field.name, value, _LOWEST.get(field.name, 1))
+        _check_mesh(self.mesh, self.placement)
         if self.save_interval is not None and self.save_dir is None:
             raise ValueError(
                 f"save_interval={self.save_interval} needs a save_dir: give the run a directory to save in"
@@ -151,3 +158,11 @@ def _check_real(name: str, value: Any, below: float) -> None:
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, choices))}")
+
+
+def _check_mesh(mesh: Any, placement: Any) -> None:
+    sizes = mesh.values() if isinstance(mesh, Mapping) else [None]
+    if mesh is not None and not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+        raise TypeError(f"mesh={mesh!r}: expected a number of devices for each axis, as in {{'data': 8}}")
+    if not isinstance(placement, str | Mapping):
+        raise TypeError(f"placement={placement!r}: expected the name of a preset, or partition specs by pattern")

@@ -29,6 +29,7 @@ from modulekit.core.randomness import default_stream
 from modulekit.core.storage import forms_of, spread, store_arrays, stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint
+from scenarios.base.devices import Devices
 from scenarios.base.feeding import Chunk
 from scenarios.base.pacing import Pacing
 
@@ -46,6 +47,7 @@ class Stepper:
       steps_per_call: how many steps one program runs at most, always in a loop; None measures and chooses.
       in_loop: the form that an earlier part of the run has found to be faster; None where that is not known.
       around: returns a context in which a loop runs its updates, from the structure of a batch; None for none.
+      devices: where variables and examples lie; one device if None.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class Stepper:
         steps_per_call: int | None,
         in_loop: bool | None = None,
         around: Callable[[Any], AbstractContextManager[None]] | None = None,
+        devices: Devices | None = None,
     ) -> None:
         self._update = update
         self._around = around
         self._slots = slots
         self._seed = seed
+        self._devices = devices or Devices(None, "data_parallel")
         self.pacing = Pacing(steps_per_call, in_loop)
         self.footprint = self._examine(batch)
 
@@ -184,16 +188,20 @@ class Stepper:
     def _call_loop(self, step: int, chunk: Chunk, count: int) -> tuple[Any, dict[str, Any]]:
         # Never a single row: XLA would take its batch out of the loop, and round what depends on it in another way.
         rows = np.repeat(chunk.rows, 2, axis=0) if len(chunk.rows) == 1 else chunk.rows
-        return self._many(chunk.source, *jax.device_put((rows, np.int32(step), np.int32(count))))
+        return self._many(chunk.source, *self._put(rows, np.int32(step), np.int32(count)))
 
     def _call_one(self, step: int, chunk: Chunk, index: int) -> tuple[Any, dict[str, Any]]:
-        return self._one(chunk.source, *jax.device_put((chunk.rows[index], np.int32(step))))
+        return self._one(chunk.source, *self._put(chunk.rows[index], np.int32(step)))
+
+    def _put(self, *numbers: Any) -> Any:
+        return jax.device_put(numbers, self._devices.everywhere)
 
     # The programs.
 
     def _step(self, source: Any, row: Any, step: Any) -> dict[str, Any]:
         self._restart_stream(step)
-        metrics = checked_metrics(self._update(_examples(source, row), step))
+        batch = self._devices.divided(_examples(source, row), row.ndim - 1)
+        metrics = checked_metrics(self._update(batch, step))
         return {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
 
     def _guarded(self) -> list[Any]:

@@ -258,7 +258,9 @@ def what_does_not_fit_is_refused_and_nothing_moves() -> None:
     refused("divided along 'model' twice", lambda: sharding.shard(net, rules({"mlp/**/w": ("model", "model")}), mesh))
     refused("has more axes than", lambda: sharding.shard(net, rules({"**/b": ("model", None)}), mesh))
     refused("cannot be divided among 2 devices", lambda: sharding.split(np.ones([3, 2]), mesh))
-    refused("do not divide 8 devices", lambda: sharding.make_mesh({"data": 3}))
+    refused("do not fit 8 devices", lambda: sharding.make_mesh({"data": 3, "model": -1}))
+    refused("do not fit 8 devices", lambda: sharding.make_mesh({"data": 9}))
+    assert sharding.make_mesh({"data": 3}).size == 3
     refused("-1 for at most one", lambda: sharding.make_mesh({"data": -1, "model": -1}))
     for path, variable in net.paths().items():
         assert variable.value is before[path]

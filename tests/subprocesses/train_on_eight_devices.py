@@ -1,0 +1,136 @@
+"""Laws of runs on several devices: checks each, and prints one JSON object of the laws that fail, with the reason."""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+import numpy as np
+
+import modulekit as mk
+import scenarios
+from modulekit.checkpoints import CheckpointStore
+
+PLACES: list[tuple[dict[str, int], Any]] = [
+    ({"data": 2}, "data_parallel"),
+    ({"data": 8}, {"model/mlp/layers/0/w": ["data"], "optimizer/**": []}),
+    ({"data": 2, "model": 4}, "tensor_parallel + fully_sharded"),
+]
+RANDOM = np.random.default_rng(0)
+X, Y = RANDOM.normal(size=(200, 16)).astype(np.float32), RANDOM.integers(8, size=200)
+LAWS: list[Callable[[], None]] = []
+
+
+def law(check: Callable[[], None]) -> Callable[[], None]:
+    LAWS.append(check)
+    return check
+
+
+class Net(mk.Module):
+    """Batch normalization, dropout and an MLP with a layer that is worth dividing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout, self.mlp = mk.BatchNorm(True, True), mk.Dropout(0.5), mk.nets.MLP([512, 8])
+
+    def __call__(self, x: Any, is_training: bool) -> Any:
+        return self.mlp(self.dropout(self.norm(x, is_training=is_training), is_training=is_training))
+
+
+def run(steps: int = 40, **settings: Any) -> tuple[scenarios.Result, Net]:
+    mk.seed(1)
+    net, optimizer = Net(), mk.optimizers.Adam(1e-3)
+    settings = {"batch_size": 32, "log_interval": 10, "eval_interval": 20, "eval_batch_size": 16, **settings}
+    train = scenarios.Supervised(steps, progress=False, **settings)
+    loss, data = mk.losses.softmax_cross_entropy, (X, Y)
+    return train(net, optimizer, loss, data=data, eval_data=(X[:50], Y[:50])), net
+
+
+def numbers(result: scenarios.Result) -> np.ndarray:
+    return np.concatenate([[value for _, value in sorted(row.items())] for row in result.history])
+
+
+def near(actual: Any, expected: Any, tolerance: float) -> None:
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
+
+
+def refused(kind: type[Exception], text: str, call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except kind as error:
+        assert text in str(error), error
+        return
+    raise AssertionError(f"nothing was raised; expected {text!r}")
+
+
+@law
+def a_run_is_the_same_on_any_devices_in_any_form_and_for_uneven_batches() -> None:
+    for batch_size, forms in ((32, [{"steps_per_call": 7}, {"data_on_device": False}]), (30, [{"steps_per_call": 1}])):
+        expected = numbers(run(batch_size=batch_size)[0])
+        for mesh, placement in PLACES:
+            for form in forms:
+                result, net = run(batch_size=batch_size, mesh=mesh, placement=placement, **form)
+                near(numbers(result), expected, 1e-5)
+                w = net.mlp.layers[0].w.value.sharding
+                assert w.num_devices == int(np.prod(list(mesh.values())))
+                assert w.is_fully_replicated == (placement == "data_parallel")
+
+
+@law
+def weights_are_made_where_they_are_to_lie() -> None:
+    net = run(1, mesh={"data": 8}, placement="fully_sharded")[1]
+    shards = net.mlp.layers[0].w.value.addressable_shards
+    assert {shard.data.shape for shard in shards} == {(16, 64)} and len(shards) == 8
+
+
+@law
+def a_run_on_one_device_after_it_is_on_one_device() -> None:
+    run(2, mesh={"data": 8})
+    net = run(2)[1]
+    assert {len(v.value.sharding.device_set) for v in net.variables} == {1}
+
+
+@law
+def what_is_saved_on_eight_devices_goes_on_on_two_and_on_one() -> None:
+    expected = numbers(run(60)[0])
+    for second in ({"mesh": {"data": 2}, "placement": "fully_sharded"}, {}):
+        with tempfile.TemporaryDirectory() as folder:
+            _, net = run(40, mesh={"data": 4, "model": 2}, placement="tensor_parallel+fully_sharded", save_dir=folder)
+            store = CheckpointStore(Path(folder) / "states")
+            arrays, _ = store.restore(40)
+            store.close()
+            for path, variable in net.paths().items():
+                np.testing.assert_array_equal(arrays[f"model.{path}"], variable.numpy(), strict=True)
+            near(numbers(run(60, save_dir=folder, **second)[0]), expected, 1e-5)
+
+
+@law
+def what_does_not_fit_is_refused() -> None:
+    refused(ValueError, "no preset 'fsdp'. There are data_parallel", lambda: run(1, mesh={"data": 2}, placement="fsdp"))
+    refused(ValueError, "no variable fits the pattern 'norm/**'. Paths begin with a part: model.mlp",
+            lambda: run(1, mesh={"data": 2}, placement={"norm/**": []}))  # fmt: skip
+    refused(ValueError, "do not fit 8 devices", lambda: run(1, mesh={"data": 16}))
+    refused(TypeError, "mesh=8: expected a number of devices for each axis", lambda: run(1, mesh=8))
+    refused(TypeError, "placement=3: expected the name of a preset", lambda: run(1, mesh={"data": 2}, placement=3))
+
+
+def main() -> None:
+    assert jax.device_count() == 8
+    chosen = [check for check in LAWS if not sys.argv[1:] or check.__name__ in sys.argv[1:]]
+    failed = {}
+    for check in chosen:
+        try:
+            check()
+        except Exception:
+            failed[check.__name__] = traceback.format_exc()
+    print(json.dumps({"laws": [check.__name__ for check in LAWS], "failed": failed}))
+
+
+main()
