@@ -57,7 +57,7 @@ class Pack:
     def __init__(self, variables: Sequence[Any], arrays: Sequence[jax.Array]) -> None:
         self.members = [weakref.ref(variable) for variable in variables]
         self.places = [Place(self, index, array.shape, array.dtype) for index, array in enumerate(arrays)]
-        self.committed_to = arrays[0].sharding if arrays[0].committed else None
+        self.committed_to = next(iter(arrays[0].devices())) if arrays[0].committed else None
         self.key = key_of(arrays[0])
         self.shapes = tuple(array.shape for array in arrays)
         starts = starts_of(self.shapes)
@@ -100,7 +100,8 @@ def vacate(held: Any) -> None:
 
 def key_of(array: jax.Array) -> Any:
     """Returns what arrays must have in common to lie in one pack; None for one that cannot."""
-    return (array.dtype, array.sharding, array.committed) if len(array.sharding.device_set) == 1 else None
+    devices = array.sharding.device_set
+    return (array.dtype, next(iter(devices)), array.committed) if len(devices) == 1 else None
 
 
 @functools.cache
