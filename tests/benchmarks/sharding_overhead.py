@@ -3,8 +3,8 @@
     python -m tests.benchmarks.sharding_overhead [--quick] [--out FILE]
 
 The memory is what XLA plans for the training step of a transformer with 100 million weights and Adam, on one device and
-fully sharded on eight. The time is that of a step of an MLP 784-625-625-10 with batches of 96 and Adam, compiled from hand-written
-JAX and from modules, with the same shardings in and out. Where there are not eight devices, a CPU stands for them.
+fully sharded on eight. The time is that of a step of an MLP 784-625-625-10 with batches of 96 and Adam, compiled from
+hand-written JAX and from modules, with the same shardings. Where there are not eight devices, a CPU stands for them.
 """
 
 import argparse
