@@ -72,8 +72,13 @@ class CheckpointStore:
         self.directory = Path(directory).absolute()
         check_writable(self.directory)
         self._preservation = _Preservation(keep, keep_best, best, anchor_interval)
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._preservation, enable_async_checkpointing=False)
-        handlers = {_ARRAYS: _ArraysHandler(), _RECORD: ocp.JsonCheckpointHandler()}
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._preservation,
+            enable_async_checkpointing=False,
+            create=False,  # it has been made above
+            multiprocessing_options=_by_itself(),
+        )
+        handlers = {_ARRAYS: _ArraysHandler(), _RECORD: ocp.JsonCheckpointHandler(multiprocessing_options=_by_itself())}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         self._preservation.scores = self._scores()
         self._writer: threading.Thread | None = None
@@ -243,6 +248,13 @@ class CheckpointStore:
                 f"{self.directory} holds states up to step {self._manager.latest_step()}, and takes only later ones, "
                 f"not step {step}"
             )
+
+
+def _by_itself() -> Any:
+    """Returns what lets each of several processes use a store without the others: one writes, and all may read."""
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions
+    return options() if jax.process_count() == 1 else options(index, {index}, f"process_{index}")
 
 
 class _ArraysHandler(ocp.CheckpointHandler):

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from modulekit.core import finite, overlay, provenance
 from modulekit.core.packs import Pack, Place, key_of, layouts, one_at_a_time, vacate
 from modulekit.core.pieces import is_small
+from modulekit.core.processes import put
 from modulekit.core.streams import stream_of
 from modulekit.core.variable import Variable
 
@@ -109,7 +110,7 @@ def _move(variable: Variable, sharding: jax.sharding.Sharding | None) -> None:
     held: Any = variable._held
     vacate(held)
     array = held.array() if type(held) is Place else held
-    variable._held = jax.device_put(np.asarray(array) if sharding is None else array, sharding)
+    variable._held = jax.device_put(np.asarray(array)) if sharding is None else put(array, sharding)
     variable._lend()
     layouts.count += 1
 

@@ -28,6 +28,7 @@ from modulekit.core.arithmetic import Arithmetic, ArrayLike, value_of
 from modulekit.core.counters import changes, lendings
 from modulekit.core.explain import summarize
 from modulekit.core.packs import Place, vacate
+from modulekit.core.processes import put
 
 _log = logging.getLogger("modulekit")
 
@@ -346,7 +347,7 @@ def _placed_as(held: jax.Array | Place, array: jax.Array) -> jax.Array:
     """Returns an array that lies as the one held, where that is on several devices."""
     if isinstance(held, Place) or len(held.sharding.device_set) == 1:
         return array
-    return jax.device_put(array, held.sharding)
+    return put(array, held.sharding)
 
 
 def _initial_array(value: ArrayLike, dtype: Any, name: str) -> jax.Array:

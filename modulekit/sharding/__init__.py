@@ -7,13 +7,11 @@ and adds what they have to tell each other.
 from modulekit.sharding.batches import split
 from modulekit.sharding.mesh import make_mesh
 from modulekit.sharding.presets import data_parallel, fully_sharded, tensor_parallel
-from modulekit.sharding.report import Entry, ShardingReport
-from modulekit.sharding.rules import Rule, Rules
+from modulekit.sharding.report import ShardingReport
+from modulekit.sharding.rules import Rules
 from modulekit.sharding.shard import build, placing, shard
 
 __all__ = [
-    "Entry",
-    "Rule",
     "Rules",
     "ShardingReport",
     "build",

@@ -18,6 +18,8 @@ def split(batch: Any, mesh: Mesh, axis: str | tuple[str, ...] = "data") -> Any:
     Raises:
       ValueError: an array cannot be divided evenly.
 
+    Source: JAX, `jax.device_put` with a sharding, and `jax.make_array_from_process_local_data`.
+
     >>> from modulekit.sharding import make_mesh
     >>> split(np.ones([4, 2]), make_mesh()).sharding.spec
     P('data',)

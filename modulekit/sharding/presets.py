@@ -37,7 +37,7 @@ class data_parallel(_Preset):  # noqa: N801 (reads as a function, and prints as 
     """
 
     def __call__(self, path: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> Axes:
-        """Returns the axes as they are."""
+        """Returns `axes` as they are, whatever `path`, `shape` and `mesh`."""
         return axes
 
 
@@ -62,7 +62,7 @@ class fully_sharded(_Preset):  # noqa: N801
         self.least = least
 
     def __call__(self, path: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> Axes:
-        """Returns the axes with one more divided, if the variable is large and has one that can be."""
+        """Returns `axes` with one more divided, if `shape` is large and has one that `mesh` can divide, whatever `path`."""
         parts = mesh.shape.get(self.axis, 1)
         used = any(self.axis in mesh_axes(found) for found in axes)
         free = [k for k, found in enumerate(axes) if found is None and shape[k] % parts == 0 and shape[k] > 1]
@@ -96,7 +96,7 @@ class tensor_parallel(_Preset):  # noqa: N801
         self.axis = axis
 
     def __call__(self, path: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> Axes:
-        """Returns the axes, with that of a layer's units divided."""
+        """Returns `axes` with that of a layer's units divided, as `path` says, where `mesh` can divide it in `shape`."""
         place = self._place(parts_of(path), len(shape))
         if (
             place is None

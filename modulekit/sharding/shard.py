@@ -77,6 +77,8 @@ def build(
     Raises:
       ValueError: as for `shard`.
 
+    Source: JAX, `jax.jit` with `out_shardings` around an initializer, over variables.
+
     >>> import modulekit as mk
     >>> model = mk.Linear(8)
     >>> from modulekit.sharding import fully_sharded, make_mesh
@@ -99,6 +101,13 @@ def placing(parts: Any, rules: Rule, mesh: Mesh) -> Iterator[None]:
       parts: what paths begin at, as for `shard`.
       rules: as for `shard`.
       mesh: the devices.
+
+    >>> import modulekit as mk
+    >>> from modulekit.sharding import fully_sharded, make_mesh
+    >>> model = mk.Linear(8)
+    >>> with placing(model, fully_sharded(), make_mesh()):
+    ...     model(jax.numpy.ones([2, 4])).shape
+    (2, 8)
     """
 
     def place(variable: Variable) -> jax.sharding.Sharding:

@@ -10,6 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from modulekit import sharding
 from modulekit.core.module import modules_in
+from modulekit.core.processes import put
+from modulekit.sharding.rules import Rule
 
 PRESETS = {
     "data_parallel": sharding.data_parallel,
@@ -39,6 +41,15 @@ class Devices:
     def everywhere(self) -> NamedSharding | None:
         """The sharding of what every device has; None for JAX's own choice."""
         return None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
+
+    def put(self, arrays: Any) -> Any:
+        """Returns a structure of arrays that every device has."""
+        return put(arrays, self.everywhere)
+
+    def shown(self, values: Any) -> Any:
+        """Returns traced arrays of which every device has the whole, so that every process can read them."""
+        place = self.everywhere
+        return values if place is None else jax.tree.map(lambda v: jax.lax.with_sharding_constraint(v, place), values)
 
     def making(self, parts: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Returns a context in which variables that are made for some parts are made where they are to lie."""
@@ -80,7 +91,7 @@ class Devices:
         return jax.tree.map(divide, batch)
 
 
-def rules_of(placement: str | Mapping[str, Any]) -> sharding.Rule:
+def rules_of(placement: str | Mapping[str, Any]) -> Rule:
     """Returns the rules that a setting stands for."""
     if isinstance(placement, Mapping):
         return sharding.Rules(placement)
@@ -94,7 +105,7 @@ def rules_of(placement: str | Mapping[str, Any]) -> sharding.Rule:
     rules: Any = PRESETS[names[0]]()
     for name in names[1:]:
         rules = rules + PRESETS[name]()
-    found: sharding.Rule = rules
+    found: Rule = rules
     return found
 
 

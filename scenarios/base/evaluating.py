@@ -110,7 +110,7 @@ def compiled(
     @mk.jit
     def evaluate_after(batch: Any, step: Any) -> Mapping[str, Any]:
         with at(step):
-            return evaluate(batch if devices is None else devices.divided(batch, 0))
+            return evaluate(batch) if devices is None else devices.shown(evaluate(devices.divided(batch, 0)))
 
     return evaluate_after
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modulekit.core.processes import put
 from modulekit.data import Arrays, Group, Prefetch, Stream
 from scenarios.base.batches import Choose, ChosenBatches, Indices
 
@@ -72,7 +73,7 @@ class Resident:
 
     def __init__(self, data: Arrays, choose: Choose, place: Any = None) -> None:
         self._choose = choose
-        arrays = jax.tree.map(jnp.asarray, data.arrays) if place is None else jax.device_put(data.arrays, place)
+        arrays = jax.tree.map(jnp.asarray, data.arrays) if place is None else put(data.arrays, place)
         self._source = arrays
         self.batch = specification(data, choose(0, 1).shape[1:])
 
@@ -161,9 +162,7 @@ class Fed:
         specification = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), group.arrays)
         is_odd = bool(specification != self.batch)
         size = group.count if is_odd else self._most
-        source = jax.device_put(
-            jax.tree.map(lambda array: _padded(array, size), group.arrays), self._place, may_alias=False
-        )
+        source = put(jax.tree.map(lambda array: _padded(array, size), group.arrays), self._place, may_alias=False)
         return _Stack(source, [before, *group.states], is_odd)
 
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from modulekit.core.processes import is_first
 from scenarios.base import events
 from scenarios.base.evaluating import Evaluator
 from scenarios.base.feeding import Chunk, Feed
@@ -152,7 +153,9 @@ class Loop:
                 progress.alarms.append((progress.step, message))
                 self._tell(events.Alarm(progress.step, message))
             if self.settings.directory is not None:
-                write_pictures(self.settings.directory, progress.step, self.evaluator.pictures(progress.step))
+                pictures = self.evaluator.pictures(progress.step)
+                if is_first():
+                    write_pictures(self.settings.directory, progress.step, pictures)
         return means
 
     def _check_best(self, means: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ import modulekit as mk
 from modulekit.averaging import WeightAverage
 from modulekit.checkpoints import CheckpointStore, check_writable
 from modulekit.core.module import modules_in
+from modulekit.core.processes import is_first
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 from modulekit.data import Arrays, Pipeline, Stream, stream
@@ -78,12 +79,13 @@ class Run:
         """Trains, from the newest saved state if there is one."""
         if self.settings.directory is not None:
             check_writable(self.settings.directory, "save_dir")
-        with sole_use(self.settings.directory), self.prepared() as prepared:
+        writes = is_first()  # of several processes
+        with sole_use(self.settings.directory if writes else None), self.prepared() as prepared:
             saver, hooks, progress = prepared.saver, [*self.hooks], prepared.progress
-            if self.settings.directory is not None:
+            if self.settings.directory is not None and writes:
                 write_manifest(self.settings.directory, self.identity(), progress.step, prepared.parameters)
                 hooks.append(JsonLines(self.settings.directory / "log.jsonl"))
-            if self.settings.progress:
+            if self.settings.progress and writes:
                 hooks.append(progress_hook())
             loop = Loop(
                 self.name, self.settings, prepared.feed, prepared.stepper, prepared.evaluator, saver, hooks,
@@ -277,7 +279,7 @@ class Run:
         program = self._evaluate_batch
         evaluate = None if program is None else functools.partial(program, step=np.int32(progress.step))
         error = examine(progress.step + 1, metrics, indices, batch, written, evaluate, progress.losses)
-        if self.settings.directory is not None:
+        if self.settings.directory is not None and is_first():
             folder = keep(error, metrics, indices, batch, self.settings.directory)
             error.add_note(f"its examples and the losses before it are in {folder}")
         return error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from modulekit.checkpoints import CheckpointStore
+from modulekit.core.processes import is_first, largest, whole
 from modulekit.core.variable import Variable
 from modulekit.errors import CheckpointError
 from scenarios.base.hooks import Hook, hook_states, set_hook_states
@@ -181,14 +182,15 @@ class Saver:
         """Begins to write the state after the current step, unless it is there already; goes on while it is written."""
         if self._saved == progress.step:
             return
-        arrays = {path: variable.stored() for path, variable in self._variables.items()}
+        arrays = dict(zip(self._variables, whole([v.stored() for v in self._variables.values()]), strict=True))
         record = {
             "progress": progress.in_json(),
             "identity": self._identity,
             "ties": self._ties,
             "hooks": hook_states(self._hooks),
         }
-        self._store.save(progress.step, arrays, record, score, in_background=True)
+        if is_first():
+            self._store.save(progress.step, arrays, record, score, in_background=True)
         self._saved = progress.step
 
     def written(self) -> list[int]:
@@ -230,6 +232,8 @@ class Saver:
 
     def roll_back(self, step: int) -> int:
         """Assigns the newest state up to `step` that was saved at its interval; returns its step."""
+        self._store.wait()
+        largest(0)  # until the state is there for all processes
         anchor = self._store.anchor(step)
         self._assign(*self._store.restore(anchor))
         return anchor

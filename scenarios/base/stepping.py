@@ -25,6 +25,7 @@ import numpy as np
 import modulekit as mk
 from modulekit.core.arithmetic import value_of
 from modulekit.core.pieces import Grouping
+from modulekit.core.processes import agreed, are_several, whole
 from modulekit.core.randomness import default_stream
 from modulekit.core.storage import forms_of, spread, store_arrays, stored_arrays
 from modulekit.core.variable import Variable
@@ -100,7 +101,7 @@ class Stepper:
         """Returns the values that a step, at a place in a chunk, would give `variables`, which stay as they are."""
         with self._undone() as variables:
             self._run_step(step, chunk, index)
-            return stored_arrays(variables)
+            return whole(stored_arrays(variables))
 
     def run(self, step: int, chunk: Chunk, meanwhile: Callable[[], None] = lambda: None) -> tuple[int, Metrics]:
         """Runs the steps from `step` on.
@@ -114,7 +115,9 @@ class Stepper:
           `(done, metrics)`: the number of steps applied, and arrays `[min(done + 1, count)]` of the metrics of each. If
           `done < count`, the step after gave values that are not finite, and was not applied.
         """
-        if self.pacing.in_loop is None:
+        if self.pacing.in_loop is None and are_several():
+            self.pacing.in_loop = True  # a trial by the clock might end differently in each process
+        elif self.pacing.in_loop is None:
             self._try_both(step, chunk)
         began = perf_counter()
         run = self._run_loop if self.pacing.in_loop else self._run_one_by_one
@@ -122,7 +125,7 @@ class Stepper:
         seen = min(done + 1, chunk.count)
         metrics = jax.device_get(metrics)
         values = {name: metrics[name][:seen] for name in self._names}  # a loop gives them by the alphabet
-        self.pacing.learn(chunk.count, perf_counter() - began)
+        self.pacing.learn(chunk.count, agreed(perf_counter() - began))
         return done, values
 
     def _try_both(self, step: int, chunk: Chunk) -> None:
@@ -194,7 +197,7 @@ class Stepper:
         return self._one(chunk.source, *self._put(chunk.rows[index], np.int32(step)))
 
     def _put(self, *numbers: Any) -> Any:
-        return jax.device_put(numbers, self._devices.everywhere)
+        return self._devices.put(numbers)
 
     # The programs.
 
@@ -218,7 +221,7 @@ class Stepper:
     def _run_one(self, source: Any, row: Any, step: Any) -> tuple[Any, dict[str, Any]]:
         """Runs one step; returns whether all went well, and the metrics."""
         metrics = self._step(source, row, step)
-        return _all_finite((*metrics.values(), *self._guarded())), metrics
+        return self._devices.shown((_all_finite((*metrics.values(), *self._guarded())), metrics))
 
     def _run_many(self, source: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
         """Runs `count` steps unless a metric is not finite; returns whether all went well, and the metrics."""
@@ -232,7 +235,7 @@ class Stepper:
         batch = jax.eval_shape(_examples, source, rows[0])
         with nullcontext() if self._around is None else self._around(batch):
             _, finite, columns = self._loop(body, rows, count)
-        return finite & _all_finite(self._guarded()), columns
+        return self._devices.shown((finite & _all_finite(self._guarded()), columns))
 
     def _loop(self, body: Callable[[Any], Any], rows: Any, count: Any) -> Any:
         columns = {name: jnp.zeros([rows.shape[0]], jnp.float32) for name in self._names}

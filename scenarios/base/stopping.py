@@ -12,6 +12,8 @@ from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any
 
+from modulekit.core.processes import largest
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_FILE = "STOP"
 
@@ -54,11 +56,12 @@ class Stopping:
 
     def reason(self) -> str | None:
         """Returns why the run is to end, None if it is not."""
+        self.received = largest(self.received or 0) or None  # what one of several processes hears ends all of them
         if self.received is not None:
             return signal.Signals(self.received).name
-        if self._reason is None and self._deadline is not None and monotonic() >= self._deadline:
+        if self._reason is None and self._deadline is not None and largest(monotonic() >= self._deadline):
             self._reason = f"the time limit of {self._limit:g} s"
-        if self._reason is None and self._file is not None and self._file.exists():
+        if self._reason is None and self._file is not None and largest(self._file.exists()):
             self._file.unlink(missing_ok=True)
             self._reason = f"the file {STOP_FILE}"
         return self._reason
