@@ -49,7 +49,7 @@ class Rules:
         self._met: set[str] = set()
 
     def __call__(self, path: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> Axes:
-        """Returns the axes of the first pattern that fits `path`, for those of `shape` that `axes` leaves whole on `mesh`."""
+        """Returns the axes of the first pattern that fits `path`, for those of `shape` that `axes` leave whole on `mesh`."""
         for pattern, spec in self._specs.items():
             if matches(pattern, path):
                 self._met.add(pattern)

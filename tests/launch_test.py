@@ -1,0 +1,110 @@
+"""Laws of several processes: they train as one, save together, end together, and what one of them loses is gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+SCRIPT = HERE / "subprocesses" / "launched.py"
+STEPS = 200
+
+
+def started(*arguments: Any, processes: int | None, devices: int = 1) -> subprocess.Popen[str]:
+    """Starts the script in several processes; in one, and without the launcher, for None."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    launcher = ["-m", "scenarios", "launch", "--processes", str(processes), "--devices", str(devices)]
+    command = [sys.executable, *([] if processes is None else launcher), str(SCRIPT), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def numbers(process: subprocess.Popen[str], processes: int = 1, devices: int = 1) -> np.ndarray:
+    """Returns the history that the first process has printed, and nobody else."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    (line,) = (line for line in output.splitlines() if not line.startswith("[Gloo]"))  # what the network's library says
+    found = json.loads(line)
+    assert (found["processes"], found["devices"]) == (processes, processes * devices)
+    return np.array(found["numbers"])
+
+
+@pytest.fixture(scope="module")
+def alone() -> np.ndarray:
+    return numbers(started(STEPS, "data_parallel", processes=None))
+
+
+def near(actual: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("processes", "devices", "placement"), [(2, 1, "data_parallel"), (4, 2, "fully_sharded")])
+def test_several_processes_train_as_one(processes: int, devices: int, placement: str, alone: np.ndarray) -> None:
+    process = started(STEPS, placement, processes=processes, devices=devices)
+    near(numbers(process, processes, devices), alone)
+
+
+def test_a_run_that_two_processes_have_saved_goes_on_in_three_and_in_one(alone: np.ndarray, tmp_path: Path) -> None:
+    numbers(started(100, "fully_sharded", tmp_path, processes=2, devices=2), 2, 2)
+    numbers(started(160, "fully_sharded", tmp_path, processes=3), 3)
+    near(numbers(started(STEPS, "data_parallel", tmp_path, processes=None)), alone)
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    logged = [event["step"] for event in events if event["event"] == "logged"]
+    assert logged == list(range(10, STEPS + 1, 10))  # each once, by one of them
+
+
+def reached(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Waits until a run has saved a step."""
+    deadline = time.monotonic() + 120
+    while not (folder / "states" / str(step)).is_dir():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_ends_one_process_ends_all_and_the_run_goes_on(number: int, alone: np.ndarray, tmp_path: Path) -> None:
+    process = started(STEPS, "fully_sharded", tmp_path, processes=4)
+    reached(tmp_path, 40, process)
+    os.kill(int((tmp_path / "pid_2").read_text()), number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    for member in range(4):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / f"pid_{member}").read_text()), 0)
+    if number == signal.SIGKILL:
+        assert "process 2 of 4 was ended by SIGKILL: the others were ended. Run the same line again" in errors
+    else:
+        assert errors.count("and saved; make the same call again") == 4
+    near(numbers(started(STEPS, "fully_sharded", tmp_path, processes=4), 4), alone)
+
+
+def test_a_signal_to_the_launcher_is_one_to_all(tmp_path: Path) -> None:
+    process = started(100_000, "data_parallel", tmp_path, processes=2)
+    reached(tmp_path, 20, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors.count("and saved; make the same call again") == 2
+
+
+def test_a_script_that_fails_ends_all_with_its_status(tmp_path: Path) -> None:
+    process = started("many", "data_parallel", processes=2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "ValueError: invalid literal" in errors and "ended with exit status 1: the others were ended" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--processes", "0", str(SCRIPT)], "expected at least 1"), (["--processes", "2", "no.py"], "there is no script")],
+)
+def test_what_cannot_be_started_is_refused(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "scenarios", "launch", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    assert done.returncode == 2 and message in done.stderr
