@@ -46,6 +46,10 @@ def test_a_wrong_setting_is_named_when_it_is_given(settings: dict[str, Any], kin
         scenarios.Supervised(**{"steps": 10, **settings})
 
 
+def test_auto_is_another_word_for_measuring() -> None:
+    assert scenarios.Settings(10, steps_per_call="auto") == scenarios.Settings(10)
+
+
 # Parts and data.
 
 FORM = "Supervised(...)(model, optimizer, loss, data=...)"

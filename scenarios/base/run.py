@@ -210,7 +210,7 @@ class Run:
 
     def _stepper(self, feed: Feed, in_loop: bool | None) -> Stepper:
         s = self.settings
-        chosen = None if s.steps_per_call is None else min(s.steps_per_call, max(s.steps, 1))
+        chosen = min(s.steps_per_call, max(s.steps, 1)) if isinstance(s.steps_per_call, int) else None
         around = self.method("around") if s.ema_decay is None else None  # averages read the weights of each step
         within = None if around is None else functools.partial(around, **self.parts)
         return Stepper(self.update, feed.batch, self._slots, s.seed, chosen, in_loop, within, self._devices)

@@ -35,8 +35,8 @@ class Settings:
       keep_best: how many of those with the best evaluation stay beside them.
       best_metric: of the evaluation, by which a state is among the best.
       best_mode: whether `best_metric` is better the smaller (`min`) or the larger (`max`) it is.
-      steps_per_call: updates in one compiled program, as a loop: any number gives the same bits. None measures and
-        chooses; where a loop is much the slower form, as for convolutions on CPU, the run takes one step at a time, and
+      steps_per_call: updates in one compiled program, as a loop: any number gives the same bits. None, or "auto", measures
+        and chooses; where a loop is much the slower form, as for convolutions on CPU, the run takes one step at a time, and
         then XLA may round the last bits in another way.
       data_on_device: whether all examples in memory are put on the device, so that batches are gathered there; False feeds
         batches from the host; None does the first where they take no more than half of its free memory.
@@ -77,7 +77,7 @@ class Settings:
     keep_best: int = 1
     best_metric: str = "loss"
     best_mode: Mode = "min"
-    steps_per_call: int | None = None
+    steps_per_call: int | Literal["auto"] | None = None
     data_on_device: bool | None = None
     non_finite: NonFinite = "stop"
     mesh: Mapping[str, int] | None = None
@@ -87,6 +87,8 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        if self.steps_per_call == "auto":
+            object.__setattr__(self, "steps_per_call", None)  # one way to say it, for all that compares settings
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in ("save_dir", "cache_dir", "best_metric", "mesh", "placement", *_TRUTHS) or (
