@@ -47,7 +47,8 @@ def near(actual: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(("processes", "devices", "placement"), [(2, 1, "data_parallel"), (4, 2, "fully_sharded")])
 def test_several_processes_train_as_one(processes: int, devices: int, placement: str, alone: np.ndarray) -> None:
     process = started(STEPS, placement, processes=processes, devices=devices)
-    near(numbers(process, processes, devices), alone)
+    found = numbers(process, processes, devices)
+    assert np.abs(found - alone).max() <= 1e-5
 
 
 def test_a_run_that_two_processes_have_saved_goes_on_in_three_and_in_one(alone: np.ndarray, tmp_path: Path) -> None:
