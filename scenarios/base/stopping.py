@@ -56,7 +56,9 @@ class Stopping:
 
     def reason(self) -> str | None:
         """Returns why the run is to end, None if it is not."""
-        self.received = largest(self.received or 0) or None  # what one of several processes hears ends all of them
+        heard = largest(self.received or 0)  # what one of several processes hears ends all of them
+        if heard:  # else one that has come meanwhile stays noted
+            self.received = heard
         if self.received is not None:
             return signal.Signals(self.received).name
         if self._reason is None and self._deadline is not None and largest(monotonic() >= self._deadline):
