@@ -319,7 +319,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "schedules_test.py::test_each_update_has_the_value_for_the_updates_done": ("Scheduled",),
     "stack_test.py::test_a_stack_is_the_unrolled_loop_from_its_first_call": ("stack",),
     "unroll_test.py::test_an_unroll_is_each_sequence_on_its_own_up_to_its_length": ("static_unroll", "dynamic_unroll"),
-    "unroll_test.py::test_an_unrolled_lstm_is_the_unroll_of_an_lstm_with_its_weights_bitwise": (
+    "unroll_test.py::test_an_unrolled_lstm_is_the_unroll_of_an_lstm_with_its_weights": (
         "UnrolledLSTM", "UnrolledRNN",
     ),
 }  # fmt: skip

@@ -1,7 +1,6 @@
 """Four devices, data and models for the laws of replicas. Imported before JAX starts."""
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
@@ -9,6 +8,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax
 import jax.numpy as jnp
 import numpy as np
+from laws import near
 
 import modulekit as mk
 
@@ -19,10 +19,6 @@ Y = RANDOM.normal(size=(8, 2)).astype(np.float32)
 replicator = mk.distribute.Replicator()
 
 
-def near(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
-
-
 def all_near(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
     for one, other in zip(actual, expected, strict=True):
         near(one, other, tolerance)
@@ -30,15 +26,6 @@ def all_near(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
 
 def split(*arrays: np.ndarray) -> Any:
     return next(iter(replicator.experimental_distribute_dataset([arrays])))
-
-
-def refused(kind: type[Exception], text: str, call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except kind as error:
-        assert text in str(error), error
-        return
-    raise AssertionError(f"no {kind.__name__}")
 
 
 def same_everywhere(variables: Any) -> None:

@@ -1,10 +1,6 @@
 """Laws of replicas, on four devices: checks each, and prints one JSON object of the laws that fail, with the reason."""
 
 import contextlib
-import json
-import sys
-import traceback
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,24 +13,16 @@ from four_devices import (
     X,
     Y,
     all_near,
-    near,
     reduce_gradients,
-    refused,
     replicator,
     same_everywhere,
     split,
     values,
 )
+from laws import check_laws, law, near, refused
 
 import modulekit as mk
 from modulekit.core.randomness import default_stream
-
-LAWS: list[Callable[[], None]] = []
-
-
-def law(check: Callable[[], None]) -> Callable[[], None]:
-    LAWS.append(check)
-    return check
 
 
 @law
@@ -348,16 +336,4 @@ def fewer_devices_by_name_do_as_well() -> None:
     refused(ValueError, "each once", lambda: mk.distribute.Replicator([jax.devices()[0]] * 2))
 
 
-def main() -> None:
-    assert jax.device_count() == REPLICAS
-    chosen = [check for check in LAWS if not sys.argv[1:] or check.__name__ in sys.argv[1:]]
-    failed = {}
-    for check in chosen:
-        try:
-            check()
-        except Exception:
-            failed[check.__name__] = traceback.format_exc()
-    print(json.dumps({"laws": [check.__name__ for check in LAWS], "failed": failed}))
-
-
-main()
+check_laws(REPLICAS)

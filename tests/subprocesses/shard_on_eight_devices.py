@@ -1,13 +1,9 @@
 """Laws of sharding, on eight devices: checks each, and prints one JSON object of the laws that fail, with the reason."""
 
 import collections
-import json
 import os
 import re
-import sys
 import tempfile
-import traceback
-from collections.abc import Callable
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -16,6 +12,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from laws import check_laws, law, near, refused
 
 import modulekit as mk
 from modulekit import sharding
@@ -27,12 +24,6 @@ MESHES = {
     "tensor_parallel": (sharding.tensor_parallel(), {"data": 2, "model": 4}),
     "both": (sharding.tensor_parallel() + sharding.fully_sharded(least=1), {"data": 2, "model": 4}),
 }
-LAWS: list[Callable[[], None]] = []
-
-
-def law(check: Callable[[], None]) -> Callable[[], None]:
-    LAWS.append(check)
-    return check
 
 
 class Net(mk.Module):
@@ -85,19 +76,6 @@ class Parts:
 
     def specs(self) -> dict[str, Any]:
         return {path: v.value.sharding for path, v in self.net.paths().items()}
-
-
-def near(actual: Any, expected: Any, tolerance: float) -> None:
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
-
-
-def refused(text: str, call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except ValueError as error:
-        assert text in str(error), error
-        return
-    raise AssertionError(f"nothing was raised; expected {text!r}")
 
 
 @law
@@ -251,33 +229,25 @@ def what_does_not_fit_is_refused_and_nothing_moves() -> None:
     net, mesh = Parts().net, sharding.make_mesh({"data": 2, "model": 4})
     before = {path: variable.value for path, variable in net.paths().items()}
     rules = sharding.Rules
-    refused("axis 1 of mlp.layers[1].w [64, 8] cannot be divided into 3", lambda: sharding.shard(
+    refused(ValueError, "axis 1 of mlp.layers[1].w [64, 8] cannot be divided into 3", lambda: sharding.shard(
         net, rules({"mlp/layers/1/w": (None, "model")}), sharding.make_mesh({"model": 3}, jax.devices()[:3])))  # fmt: skip
-    refused("is to be divided along 'rows', and the mesh has the axes ['data', 'model']", lambda: sharding.shard(
+    refused(ValueError, "is to be divided along 'rows', and the mesh has the axes ['data', 'model']", lambda: sharding.shard(
         net, rules({"**/w": ("rows",)}), mesh))  # fmt: skip
-    refused("divided along 'model' twice", lambda: sharding.shard(net, rules({"mlp/**/w": ("model", "model")}), mesh))
-    refused("has more axes than", lambda: sharding.shard(net, rules({"**/b": ("model", None)}), mesh))
-    refused("cannot be divided among 2 devices", lambda: sharding.split(np.ones([3, 2]), mesh))
-    refused("do not fit 8 devices", lambda: sharding.make_mesh({"data": 3, "model": -1}))
-    refused("do not fit 8 devices", lambda: sharding.make_mesh({"data": 9}))
+    refused(
+        ValueError,
+        "divided along 'model' twice",
+        lambda: sharding.shard(net, rules({"mlp/**/w": ("model", "model")}), mesh),
+    )
+    refused(ValueError, "has more axes than", lambda: sharding.shard(net, rules({"**/b": ("model", None)}), mesh))
+    refused(ValueError, "cannot be divided among 2 devices", lambda: sharding.split(np.ones([3, 2]), mesh))
+    refused(ValueError, "do not fit 8 devices", lambda: sharding.make_mesh({"data": 3, "model": -1}))
+    refused(ValueError, "do not fit 8 devices", lambda: sharding.make_mesh({"data": 9}))
     assert sharding.make_mesh({"data": 3}).size == 3
-    refused("-1 for at most one", lambda: sharding.make_mesh({"data": -1, "model": -1}))
+    refused(ValueError, "-1 for at most one", lambda: sharding.make_mesh({"data": -1, "model": -1}))
     for path, variable in net.paths().items():
         assert variable.value is before[path]
     report = sharding.shard(net, rules({"**/w": (None, "model"), "decoder/**": ("data",)}), mesh)
     assert report.unmatched == ["decoder/**"] and not report and "no variable fits 'decoder/**'" in str(report)
 
 
-def main() -> None:
-    assert jax.device_count() == 8
-    chosen = [check for check in LAWS if not sys.argv[1:] or check.__name__ in sys.argv[1:]]
-    failed = {}
-    for check in chosen:
-        try:
-            check()
-        except Exception:
-            failed[check.__name__] = traceback.format_exc()
-    print(json.dumps({"laws": [check.__name__ for check in LAWS], "failed": failed}))
-
-
-main()
+check_laws(8)

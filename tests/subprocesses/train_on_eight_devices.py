@@ -1,18 +1,15 @@
 """Laws of runs on several devices: checks each, and prints one JSON object of the laws that fail, with the reason."""
 
-import json
 import os
-import sys
 import tempfile
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-import jax
 import numpy as np
+from launched import Net
+from laws import check_laws, law, near, refused
 
 import modulekit as mk
 import scenarios
@@ -25,23 +22,6 @@ PLACES: list[tuple[dict[str, int], Any]] = [
 ]
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(200, 16)).astype(np.float32), RANDOM.integers(8, size=200)
-LAWS: list[Callable[[], None]] = []
-
-
-def law(check: Callable[[], None]) -> Callable[[], None]:
-    LAWS.append(check)
-    return check
-
-
-class Net(mk.Module):
-    """Batch normalization, dropout and an MLP with a layer that is worth dividing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.dropout, self.mlp = mk.BatchNorm(True, True), mk.Dropout(0.5), mk.nets.MLP([512, 8])
-
-    def __call__(self, x: Any, is_training: bool) -> Any:
-        return self.mlp(self.dropout(self.norm(x, is_training=is_training), is_training=is_training))
 
 
 def run(steps: int = 40, **settings: Any) -> tuple[scenarios.Result, Net]:
@@ -55,19 +35,6 @@ def run(steps: int = 40, **settings: Any) -> tuple[scenarios.Result, Net]:
 
 def numbers(result: scenarios.Result) -> np.ndarray:
     return np.concatenate([[value for _, value in sorted(row.items())] for row in result.history])
-
-
-def near(actual: Any, expected: Any, tolerance: float) -> None:
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
-
-
-def refused(kind: type[Exception], text: str, call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except kind as error:
-        assert text in str(error), error
-        return
-    raise AssertionError(f"nothing was raised; expected {text!r}")
 
 
 @law
@@ -121,16 +88,4 @@ def what_does_not_fit_is_refused() -> None:
     refused(TypeError, "placement=3: expected the name of a preset", lambda: run(1, mesh={"data": 2}, placement=3))
 
 
-def main() -> None:
-    assert jax.device_count() == 8
-    chosen = [check for check in LAWS if not sys.argv[1:] or check.__name__ in sys.argv[1:]]
-    failed = {}
-    for check in chosen:
-        try:
-            check()
-        except Exception:
-            failed[check.__name__] = traceback.format_exc()
-    print(json.dumps({"laws": [check.__name__ for check in LAWS], "failed": failed}))
-
-
-main()
+check_laws(8)
