@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -111,3 +112,35 @@ def test_the_case_that_is_left_out_records_amplified_rounding() -> None:
     assert abs(exact - 0.1578376) < 1e-6 and abs(recorded - exact) > 0.03 * exact
     one_rounding_more = rms_prop_losses(np.float64, 2.0**-24)[2]
     assert abs(one_rounding_more - exact) > 0.03 * exact
+
+
+def test_the_case_that_is_left_out_gives_what_hand_written_jax_gives() -> None:
+    x = jnp.asarray(np.linspace(-1, 1, 8).reshape(4, 2), jnp.float32)
+
+    def loss(weights: list[jax.Array]) -> jax.Array:
+        b0, w0, b1, w1 = weights
+        return jnp.sum(jnp.square(jnp.tanh(x @ w0 + b0) @ w1 + b1))
+
+    weights = [jnp.zeros(3), jnp.full((2, 3), 0.3), jnp.zeros(1), jnp.full((3, 1), 0.3)]
+    squares, momenta = [0 * w for w in weights], [0 * w for w in weights]
+    expected = []
+    for _ in range(4):
+        value, gradients = jax.value_and_grad(loss)(weights)
+        squares = [0.9 * s + 0.1 * g * g for s, g in zip(squares, gradients, strict=True)]
+        momenta = [
+            0.5 * m + 0.01 * g / jnp.sqrt(s + 1e-10) for m, g, s in zip(momenta, gradients, squares, strict=True)
+        ]
+        weights = [w - m for w, m in zip(weights, momenta, strict=True)]
+        expected.append(float(value))
+
+    network = mk.nets.MLP([3, 1], w_init=mk.initializers.Constant(0.3), activation=jnp.tanh)
+    f = mk.functional.transform(lambda x: jnp.sum(jnp.square(network(x))))
+    optimizer = mk.functional.rmsprop(0.01, momentum=0.5)
+    params = f.init(x)
+    state = optimizer.init(params)
+    losses = []
+    for _ in range(4):
+        value, gradients = mk.functional.value_and_grad(f.apply)(params, x)
+        params, state = optimizer.apply(state, gradients, params)
+        losses.append(float(value))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
