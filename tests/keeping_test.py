@@ -19,7 +19,8 @@ from interrupted_runs import start as start_run
 from scenario_catalogue import assert_bitwise
 
 import modulekit as mk
-from modulekit.checkpoints import CheckpointStore, _Preservation
+from modulekit.checkpoints import CheckpointStore
+from modulekit.checkpoints.preservation import Preservation
 from modulekit.errors import CheckpointError
 from scenarios import events
 
@@ -96,7 +97,7 @@ class Entry:
 def test_the_newest_is_never_deleted_and_the_best_of_all_stays(
     scores: Scores, keep: int, keep_best: int, mode: Mode
 ) -> None:
-    policy = _Preservation(keep, keep_best, mode, None)
+    policy = Preservation(keep, keep_best, mode, None)
     there: list[int] = []
     for step, score in enumerate(scores):
         there.append(step)

@@ -1,5 +1,6 @@
 """Laws of several processes: they train as one, save together, end together, and what one of them loses is gone on with."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
+
+from modulekit.checkpoints import CheckpointStore
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "subprocesses" / "launched.py"
 STEPS = 200
+FILES = ("arrays.safetensors", "arrays_1.safetensors")  # of a state that two processes have saved
 
 
 def started(*arguments: Any, processes: int | None, devices: int = 1) -> subprocess.Popen[str]:
@@ -53,10 +58,38 @@ def test_several_processes_train_as_one(processes: int, devices: int, placement:
 
 def test_a_run_that_two_processes_have_saved_goes_on_in_three(alone: np.ndarray, tmp_path: Path) -> None:
     numbers(started(100, "fully_sharded", tmp_path, processes=2, devices=2), 2, 2)
+    check_that_each_has_written_its_parts(tmp_path / "states")
     near(numbers(started(STEPS, "data_parallel", tmp_path, processes=3), 3), alone)
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     logged = [event["step"] for event in events if event["event"] == "logged"]
     assert logged == list(range(10, STEPS + 1, 10))  # each once, by one of them
+
+
+def check_that_each_has_written_its_parts(states: Path) -> None:
+    """Checks the files of two processes with another reader: large arrays in halves, the others in the first one's."""
+    arrays, blocks = {}, []
+    with contextlib.closing(CheckpointStore(states)) as store:
+        whole, _ = store.restore(100)
+    for file in (states / "100/arrays").iterdir():
+        for key, part in safetensors.numpy.load_file(file).items():
+            name, _, start = key.partition("@")
+            blocks.append((file.name, name, part.size))
+            at = [int(begin) for begin in start.split(",")] if start else [0] * part.ndim
+            index = tuple(slice(begin, begin + size) for begin, size in zip(at, part.shape, strict=True))
+            arrays.setdefault(name, np.zeros_like(whole[name]))[index] = part
+    assert {name: array.tobytes() for name, array in arrays.items()} == {k: v.tobytes() for k, v in whole.items()}
+    large = {name for name, array in whole.items() if array.size >= 4096}
+    assert "model.mlp.layers[0].w" in large
+    for name, array in whole.items():
+        sizes = [sum(size for file, key, size in blocks if (file, key) == (wanted, name)) for wanted in FILES]
+        assert sizes == ([array.size // 2] * 2 if name in large else [array.size, 0]), name
+    assert not list((states / ".parts").rglob("*.safetensors"))
+
+
+def test_several_processes_go_back_together(tmp_path: Path) -> None:
+    expected = numbers(started(60, "data_parallel", tmp_path / "alone", "rollback", processes=None))
+    found = numbers(started(60, "fully_sharded", tmp_path / "two", "rollback", processes=2), 2)
+    near(found, expected)
 
 
 def reached(folder: Path, step: int, process: subprocess.Popen[str]) -> None:

@@ -38,10 +38,11 @@ def put(arrays: Any, sharding: jax.sharding.Sharding | None, **options: Any) -> 
 
 def whole(arrays: Sequence[Any]) -> list[Any]:
     """Returns arrays as each process can read them, in all processes: those that lie in parts elsewhere are gathered."""
-    return [_whole(array) if _is_elsewhere(array) else array for array in arrays]
+    return [_whole(array) if is_in_parts(array) else array for array in arrays]
 
 
-def _is_elsewhere(array: Any) -> bool:
+def is_in_parts(array: Any) -> bool:
+    """Returns whether a value is an array of which no process has the whole."""
     return isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated
 
 

@@ -1,17 +1,16 @@
 """A safetensors file as a mapping from names to arrays, whose values are read when asked for."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import safetensors
 
 from modulekit.core.describe import spec_of, table
-from modulekit.core.safetensors_layout import DTYPES, RECORD, RESERVED
+from modulekit.core.safetensors_layout import DTYPES, RECORD
+from modulekit.core.safetensors_reading import Tensors
 from modulekit.errors import CheckpointError
 
 
@@ -85,10 +84,10 @@ class WeightsFile(Mapping[str, SavedArray]):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
-        self._start, header, self._stamp = _header(Path(path))
-        self.metadata: dict[str, str] = dict(header.pop(RESERVED, {}))
+        self._tensors = Tensors(Path(path))
+        self.metadata: dict[str, str] = self._tensors.metadata
         self.ties: tuple[tuple[str, ...], ...] = _ties(self.path, self.metadata.pop(RECORD, "{}"))
-        self._arrays = {name: self._array(name, entry) for name, entry in sorted(header.items())}
+        self._arrays = {name: self._array(name, entry) for name, entry in sorted(self._tensors.entries.items())}
 
     def __getitem__(self, name: str) -> SavedArray:
         """Returns the array of a name.
@@ -120,18 +119,10 @@ class WeightsFile(Mapping[str, SavedArray]):
             raise CheckpointError(
                 f"{self.path}: array {name!r} is {entry['dtype']}, of which JAX has no arrays; it reads {', '.join(DTYPES)}"
             )
-        begin, _ = entry["data_offsets"]
-        return SavedArray(name, shape, dtype, lambda: self._values(begin, shape, dtype))
+        return SavedArray(name, shape, dtype, lambda: self._values(name, shape, dtype))
 
-    def _values(self, begin: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        with open(self.path, "rb") as file:
-            if _stamp(file) != self._stamp:
-                raise CheckpointError(
-                    f"{self.path} has changed since it was opened: read it again. Nothing has changed"
-                )
-            file.seek(self._start + begin)
-            data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
-        return np.frombuffer(data, np.uint8).view(dtype).reshape(shape)
+    def _values(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        return np.frombuffer(self._tensors.read(name), np.uint8).view(dtype).reshape(shape)
 
 
 def read(path: str | os.PathLike[str]) -> WeightsFile:
@@ -155,26 +146,6 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
     0.5
     """
     return WeightsFile(path)
-
-
-def _header(path: Path) -> tuple[int, dict[str, Any], tuple[int, ...]]:
-    """Returns where the values begin, the header, and what tells the file from a later one of its name."""
-    with path.open("rb") as file:
-        stamp = _stamp(file)
-        try:
-            with safetensors.safe_open(path, framework="np"):  # checks that header and values cover the file exactly
-                pass
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(
-                f"{path} is no safetensors file, or it is cut off or damaged ({stamp[-1]} bytes): {error}"
-            ) from error
-        size = int.from_bytes(file.read(8), "little")
-        return 8 + size, json.loads(file.read(size)), stamp
-
-
-def _stamp(file: BinaryIO) -> tuple[int, ...]:
-    status = os.fstat(file.fileno())
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _ties(path: str, record: str) -> tuple[tuple[str, ...], ...]:

@@ -8,10 +8,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from modulekit.checkpoints import CheckpointStore
-from modulekit.core.processes import is_first, largest, whole
+from modulekit.core.processes import are_several, is_first, is_in_parts, largest
 from modulekit.core.variable import Variable
 from modulekit.errors import CheckpointError
 from scenarios.base.hooks import Hook, hook_states, set_hook_states
@@ -182,14 +183,14 @@ class Saver:
         """Begins to write the state after the current step, unless it is there already; goes on while it is written."""
         if self._saved == progress.step:
             return
-        arrays = dict(zip(self._variables, whole([v.stored() for v in self._variables.values()]), strict=True))
+        arrays = {path: v.stored() for path, v in self._variables.items()}
         record = {
             "progress": progress.in_json(),
             "identity": self._identity,
             "ties": self._ties,
             "hooks": hook_states(self._hooks),
         }
-        if is_first():
+        if is_first() or any(map(is_in_parts, arrays.values())):
             self._store.save(progress.step, arrays, record, score, in_background=True)
         self._saved = progress.step
 
@@ -217,7 +218,7 @@ class Saver:
         newest = _newest(self._store, step)
         if newest is None:
             return None
-        arrays, record = self._store.restore(newest)
+        arrays, record = self._store.restore(newest, self._places())
         self._check_identity(record["identity"])
         progress = Progress(**record["progress"])
         if progress.step > steps:
@@ -233,10 +234,16 @@ class Saver:
     def roll_back(self, step: int) -> int:
         """Assigns the newest state up to `step` that was saved at its interval; returns its step."""
         self._store.wait()
-        largest(0)  # until the state is there for all processes
+        if largest(int(are_several())):  # the state is there for all processes
+            self._store.look_again()
         anchor = self._store.anchor(step)
-        self._assign(*self._store.restore(anchor))
+        self._assign(*self._store.restore(anchor, self._places()))
         return anchor
+
+    def _places(self) -> dict[str, jax.sharding.Sharding]:
+        """Returns how the variables lie of which no device has the whole."""
+        places = {path: v.stored().sharding for path, v in self._variables.items()}
+        return {path: place for path, place in places.items() if not place.is_fully_replicated}
 
     def _assign(self, arrays: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         check_fits(self._variables, arrays, str(self.directory), self._ties, record["ties"])

@@ -1,6 +1,8 @@
 """A script that several processes may run together: trains on all devices, and prints the history as JSON.
 
-launched.py STEPS PLACEMENT [FOLDER]
+launched.py STEPS PLACEMENT [FOLDER [NON_FINITE]]
+
+With NON_FINITE, one example is not finite, and the run does as that setting says.
 """
 
 import json
@@ -32,8 +34,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 16)).astype(np.float32), rng.integers(8, size=200)
     settings: dict[str, Any] = {"batch_size": 32, "log_interval": 10, "eval_interval": 50, "eval_batch_size": 16}
+    if len(folder) > 1:
+        x[7], settings["non_finite"] = np.nan, folder[1]
     if folder:
-        Path(folder[0]).mkdir(exist_ok=True)
+        Path(folder[0]).mkdir(parents=True, exist_ok=True)
         Path(folder[0], f"pid_{jax.process_index()}").write_text(str(os.getpid()))
         settings |= {"save_dir": folder[0], "save_interval": 20, "steps_per_call": 5}
     mk.seed(1)

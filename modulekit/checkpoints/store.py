@@ -2,35 +2,36 @@
 
 A store keeps numbered states, each a set of named arrays and a JSON record, behind a few verbs. Orbax keeps the states: one
 is a directory that appears under its name only when it is complete, so that whatever a killed process leaves behind is
-ignored. The arrays lie in one safetensors file, which other programs read as well; a checksum of each stands in the record.
-A state can be written in the background, so that training goes on at once.
+ignored. The arrays lie in a safetensors file, which other programs read as well; a checksum of each stands in the record.
+A state can be written in the background, so that training goes on at once. Where arrays lie in parts in several processes,
+each process writes a file of its parts.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 import threading
-import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
 
-from modulekit.core.safetensors_file import write
-from modulekit.core.safetensors_layout import DTYPES, RESERVED
+from modulekit.checkpoints.arrays import Block, SavedArray, blocks_of
+from modulekit.checkpoints.exchange import Exchange
+from modulekit.checkpoints.files import check_writable
+from modulekit.checkpoints.handler import FILE, ArraysHandler, Restore, Save
+from modulekit.checkpoints.preservation import Mode, Preservation
+from modulekit.core.processes import is_first, is_in_parts
+from modulekit.core.safetensors_layout import RESERVED
 from modulekit.errors import CheckpointError
 
 _ARRAYS, _RECORD = "arrays", "record"
-_FILE = "arrays.safetensors"
-Mode = Literal["min", "max"]
 
 
 class CheckpointStore:
@@ -71,19 +72,20 @@ class CheckpointStore:
             raise ValueError(f"keep_best={keep_best} is below 0")
         self.directory = Path(directory).absolute()
         check_writable(self.directory)
-        self._preservation = _Preservation(keep, keep_best, best, anchor_interval)
+        self._preservation = Preservation(keep, keep_best, best, anchor_interval)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._preservation,
             enable_async_checkpointing=False,
             create=False,  # it has been made above
             multiprocessing_options=_by_itself(),
         )
-        handlers = {_ARRAYS: _ArraysHandler(), _RECORD: ocp.JsonCheckpointHandler(multiprocessing_options=_by_itself())}
+        handlers = {_ARRAYS: ArraysHandler(), _RECORD: ocp.JsonCheckpointHandler(multiprocessing_options=_by_itself())}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         self._preservation.scores = self._scores()
         self._writer: threading.Thread | None = None
         self._written: deque[int] = deque()  # filled by the thread that writes
         self._error: BaseException | None = None
+        self._exchange: Exchange | None = None
 
     def steps(self) -> list[int]:
         """Returns the numbers of all complete states, in order."""
@@ -122,6 +124,9 @@ class CheckpointStore:
     ) -> None:
         """Writes a state; when this returns it is complete on disk, unless it is written in the background.
 
+        Where there are arrays that lie in parts in several processes, each process makes this call, and writes its parts;
+        the first one writes the rest, and waits for the others, which all see the same directory.
+
         Args:
           step: its number.
           arrays: by name; of any shape and dtype.
@@ -132,7 +137,7 @@ class CheckpointStore:
             is called.
 
         Raises:
-          CheckpointError: there is a state of that number already, or a newer one.
+          CheckpointError: there is a state of that number already, or a newer one; or another process could not write.
           ValueError: an array has the one name that the format keeps for itself.
         """
         if RESERVED in arrays:
@@ -143,11 +148,15 @@ class CheckpointStore:
             name: np.array(a) if in_background and not isinstance(a, jax.Array) else a for name, a in arrays.items()
         }
         content = json.loads(json.dumps(dict(record)))  # a copy, too, and an error now if JSON cannot hold it
+        is_shared = any(map(is_in_parts, copies.values()))
+        if is_shared and self._exchange is None:
+            self._exchange = Exchange(self.directory)
+        exchange = self._exchange if is_shared else None
         if not in_background:
-            self._write(step, copies, content, score)
-            self._written.append(step)
+            self._write(step, copies, content, score, exchange)
             return
-        self._writer = threading.Thread(target=self._write_apart, args=(step, copies, content, score), daemon=True)
+        state = (step, copies, content, score, exchange)
+        self._writer = threading.Thread(target=self._write_apart, args=state, daemon=True)
         self._writer.start()
 
     def wait(self) -> None:
@@ -176,27 +185,39 @@ class CheckpointStore:
         user: dict[str, Any] = self._whole_record(step)["user"]
         return user
 
-    def restore(self, step: int) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    def restore(
+        self, step: int, places: Mapping[str, jax.sharding.Sharding] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns `(arrays, record)` of a state.
 
         Args:
           step: its number.
+          places: how some arrays are to lie, by name. Each process reads the parts that its devices take.
+
+        Returns:
+          JAX arrays where there is a place, NumPy arrays elsewhere; and the record.
 
         Raises:
           CheckpointError: there is no complete state of that number, or it is damaged.
         """
         self._check_there(step)
-        items = ocp.args.Composite(**{_ARRAYS: _Restore(), _RECORD: ocp.args.JsonRestore()})
+        items = ocp.args.Composite(**{_ARRAYS: Restore(), _RECORD: ocp.args.JsonRestore()})
         found = self._manager.restore(step, args=items)
-        raw, record, arrays = found[_ARRAYS], found[_RECORD], {}
-        for name, shape, dtype, checksum in record["arrays"]:
-            if name not in raw or zlib.crc32(raw[name]) != checksum:
-                raise CheckpointError(
-                    f"the state of step {step} in {self.directory} is damaged: the bytes of {name!r} are not those that "
-                    f"were written. Delete the folder {step} there to go on from an earlier state"
-                )
-            arrays[name] = np.frombuffer(raw[name], np.uint8).view(jnp.dtype(dtype)).reshape(shape)
+        files, record, arrays = found[_ARRAYS], found[_RECORD], {}
+        blocks: dict[str, list[Block]] = {}
+        for block in (Block(*content) for content in record["blocks"]):
+            blocks.setdefault(block.array, []).append(block)
+        for name, shape, dtype in record["arrays"]:
+            saved = SavedArray(shape, dtype, blocks.get(name, []), files, functools.partial(self._damaged, step, name))
+            place = (places or {}).get(name)
+            arrays[name] = saved.whole() if place is None else saved.placed(place)
         return arrays, record["user"]
+
+    def look_again(self) -> None:
+        """Learns which states another process has written since this store was opened."""
+        self.wait()
+        self._manager.reload()
+        self._preservation.scores = self._scores()
 
     def close(self) -> None:
         """Waits for what is being written, and ends the threads that orbax keeps."""
@@ -211,7 +232,7 @@ class CheckpointStore:
         for step in self._manager.all_steps():
             with contextlib.suppress(KeyError, ValueError, OSError):
                 score = self._whole_record(step).get("score")
-                if (self.directory / str(step) / _ARRAYS / _FILE).exists():
+                if (self.directory / str(step) / _ARRAYS / FILE).exists():
                     scores[step] = score
         return scores
 
@@ -225,22 +246,40 @@ class CheckpointStore:
         record: dict[str, Any] = self._manager.restore(step, args=items)[_RECORD]
         return record
 
+    def _damaged(self, step: int, name: str) -> CheckpointError:
+        return CheckpointError(
+            f"the state of step {step} in {self.directory} is damaged: the bytes of {name!r} are not those that were "
+            f"written. Delete the folder {step} there to go on from an earlier state"
+        )
+
     def _write_apart(self, *state: Any) -> None:
         try:
             self._write(*state)
         except BaseException as error:  # raised again by the thread that trains
             self._error = error
-        else:
-            self._written.append(state[0])
 
-    def _write(self, step: int, arrays: Mapping[str, Any], record: Mapping[str, Any], score: float | None) -> None:
+    def _write(
+        self,
+        step: int,
+        arrays: Mapping[str, Any],
+        record: Mapping[str, Any],
+        score: float | None,
+        exchange: Exchange | None,
+    ) -> None:
+        """Writes a state, or what this process has of it: `exchange` is where several have a part each."""
+        if exchange is not None and not is_first():
+            exchange.give(step, arrays)
+            return
         self._preservation.scores[step] = score if score is not None and math.isfinite(score) else None
-        plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        specs = [
-            [name, a.shape, str(a.dtype), zlib.crc32(a.reshape(-1).view(np.uint8).data)] for name, a in plain.items()
-        ]
-        content = {"arrays": specs, "user": record, "score": self._preservation.scores[step]}
-        items = ocp.args.Composite(**{_ARRAYS: _Save(plain), _RECORD: ocp.args.JsonSave(content)})
+        values, blocks = blocks_of(arrays, FILE)
+        files, others = ([], []) if exchange is None else exchange.take(step)
+        content = {
+            "arrays": [[name, np.shape(array), str(array.dtype)] for name, array in arrays.items()],
+            "blocks": [*blocks, *others],
+            "user": record,
+            "score": self._preservation.scores[step],
+        }
+        items = ocp.args.Composite(**{_ARRAYS: Save(values, files), _RECORD: ocp.args.JsonSave(content)})
         written = self._manager.save(step, args=items)
         self._manager.wait_until_finished()
         if not written:
@@ -248,6 +287,9 @@ class CheckpointStore:
                 f"{self.directory} holds states up to step {self._manager.latest_step()}, and takes only later ones, "
                 f"not step {step}"
             )
+        if exchange is not None:
+            exchange.forget(step)
+        self._written.append(step)
 
 
 def _by_itself() -> Any:
@@ -255,130 +297,3 @@ def _by_itself() -> Any:
     index = jax.process_index()
     options = ocp.options.MultiprocessingOptions
     return options() if jax.process_count() == 1 else options(index, {index}, f"process_{index}")
-
-
-class _ArraysHandler(ocp.CheckpointHandler):
-    """Writes and reads the file of a state's arrays, in the directory that orbax gives it."""
-
-    def save(self, directory: Any, args: "_Save") -> None:
-        """Writes the arrays; those of dtypes that the format does not have, as bytes."""
-        path = Path(directory) / _FILE
-        arrays = {
-            name: a if a.dtype in DTYPES.values() else a.reshape(-1).view(np.uint8) for name, a in args.arrays.items()
-        }
-        write(path, arrays)
-
-    def restore(self, directory: Any, args: "_Restore") -> dict[str, bytearray]:
-        """Returns the bytes of each array."""
-        path = Path(directory) / _FILE
-        try:
-            found = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-            return {name: tensor["data"] for name, tensor in found}
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} is damaged: {error}. Delete that state to go on from an earlier one"
-            ) from error
-
-
-@ocp.args.register_with_handler(_ArraysHandler, for_save=True)
-@dataclass
-class _Save(ocp.args.CheckpointArgs):
-    arrays: Mapping[str, np.ndarray[Any, Any]]
-
-
-@ocp.args.register_with_handler(_ArraysHandler, for_restore=True)
-@dataclass
-class _Restore(ocp.args.CheckpointArgs):
-    pass
-
-
-class _Preservation:
-    """Decides which states stay: the newest, the best, and the anchor. A preservation policy of orbax."""
-
-    def __init__(self, keep: int, keep_best: int, best: Mode, anchor_interval: int | None) -> None:
-        self.scores: dict[int, float | None] = {}
-        self._keep, self._keep_best, self._anchor_interval = keep, keep_best, anchor_interval
-        self._sign = 1.0 if best == "min" else -1.0
-
-    def best_of(self, steps: Sequence[int]) -> list[int]:
-        """Returns the steps that have a score, the best first and the older one of two equal ones."""
-        scored = [(score, step) for step in steps if (score := self.scores.get(step)) is not None]
-        return [step for _, step in sorted((self._sign * score, step) for score, step in scored)]
-
-    def anchors_of(self, steps: Sequence[int]) -> list[int]:
-        """Returns the steps that are multiples of the anchor interval; none where there is no interval."""
-        return [step for step in steps if self._anchor_interval is not None and step % self._anchor_interval == 0]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns, for each state from old to new, whether it stays."""
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        staying = {*steps[-self._keep :], *self.best_of(steps)[: self._keep_best]}
-        staying.update(self.anchors_of(steps)[-1:])
-        return [step in staying for step in steps]
-
-
-def check_writable(directory: Path, setting: str = "directory") -> None:
-    """Makes a directory, and raises `OSError` naming it and the setting if files cannot be written there.
-
-    Args:
-      directory: its path; the directories around are made as well.
-      setting: which setting gave it, for the message.
-
-    Raises:
-      OSError: it cannot be made or written.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     check_writable(Path(directory) / "runs" / "first")
-    ...     sorted(path.name for path in Path(directory).rglob("*"))
-    ['first', 'runs']
-    """
-    probe = directory / f".write-test-{os.getpid()}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write to {setting} {str(directory)!r}: {error.strerror or error}") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file atomically: readers see the old content or the new.
-
-    Args:
-      path: the file; its directory exists.
-      content: anything that JSON can hold.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     write_json(Path(directory) / "result.json", {"step": 3})
-    ...     json.loads((Path(directory) / "result.json").read_text())
-    {'step': 3}
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Returns what a JSON file holds.
-
-    Args:
-      path: the file.
-
-    Raises:
-      CheckpointError: there is none, or it holds something else.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     read_json(Path(directory) / "result.json")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    modulekit.errors.CheckpointError: cannot read ...result.json: No such file or directory
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
