@@ -238,6 +238,9 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "conv_transpose_test.py::test_a_transposed_convolution_is_its_equation": (
         "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
     ),
+    "loss_scaling_test.py::test_the_scale_is_its_recursion_and_updates_that_are_not_finite_change_nothing_else": (
+        "LossScaled",
+    ),
     "clipping_test.py::test_clipping_is_its_equation_and_that_of_optax": ("Clipped",),
     "conv_lstm_test.py::test_steps_are_those_of_the_equations": ("Conv1DLSTM", "Conv2DLSTM", "Conv3DLSTM"),
     "deep_rnn_test.py::test_a_deep_rnn_passes_outputs_up_and_steps_only_its_cores": ("DeepRNN",),

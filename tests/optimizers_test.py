@@ -116,6 +116,7 @@ MAKERS = {name: make for name, (make, _) in REFERENCES.items()} | {
     "adamw by optax": lambda: optimizers.Optax(optax.adamw(0.1)),
     "clipped adam": lambda: optimizers.Clipped(optimizers.Adam(0.1), max_norm=1e6, max_value=0.5),
     "scheduled momentum": lambda: optimizers.Scheduled(optimizers.Momentum(0.1, 0.9), learning_rate=halved_at_three),
+    "scaled adam": lambda: optimizers.LossScaled(optimizers.Adam(0.1)),
     "accumulated rms_prop": lambda: optimizers.Accumulated(optimizers.RMSProp(0.1, 0.8, 0.7), every=1),
 }
 

@@ -15,7 +15,7 @@ from modulekit.core.explain import summarize
 from modulekit.core.methods import no_name_scope
 from modulekit.core.module import Module
 from modulekit.core.variable import Variable
-from modulekit.transforms.gradients import value_and_grad
+from modulekit.transforms.gradients import checked_loss, value_and_grad
 from modulekit.transforms.purified import Targets, targets_in
 
 Update = Any
@@ -84,7 +84,7 @@ class Optimizer(Module):
           loss: a function without arguments that returns a scalar.
           variables: variables; modules stand for their trainable variables.
         """
-        _, gradients = value_and_grad(loss, variables)()
+        _, gradients = gradients_of(self, loss, variables)
         return list(zip(gradients, targets_in(variables), strict=True))
 
     def minimize(self, loss: Callable[[], Any], variables: Targets, weight: Any = 1.0, *, has_aux: bool = False) -> Any:
@@ -97,7 +97,7 @@ class Optimizer(Module):
             several batches make one step, as in `Accumulated`.
           has_aux: whether `loss` returns something beside the loss; then so does `minimize`, `(loss, aux)`.
         """
-        value, gradients = value_and_grad(loss, variables, has_aux)()
+        value, gradients = gradients_of(self, loss, variables, has_aux)
         targets = targets_in(variables)
         if targets or not _holds_frozen(variables):
             apply_mean(self, gradients, targets, weight)
@@ -182,6 +182,31 @@ def thawed(updates: Sequence[Update], parameters: Sequence[Variable]) -> list[Up
         if parameter.frozen:
             parameter.current()  # a compiled step notices the flags of variables that it reads, so the thaw as well
     return [None if p.frozen else u for u, p in zip(updates, parameters, strict=True)]
+
+
+def gradients_of(
+    optimizer: Optimizer, loss: Callable[[], Any], variables: Targets, has_aux: bool = False
+) -> tuple[Any, list[Update]]:
+    """Returns a loss and its gradients for an optimizer, which may ask for a scaled loss in between: see `LossScaled`."""
+    scale = _loss_scale(optimizer)
+    if scale is None:
+        value, gradients = value_and_grad(loss, variables, has_aux)()
+        return value, gradients
+
+    def scaled() -> tuple[Any, Any]:
+        told = loss()
+        value = jnp.asarray(checked_loss(told[0] if has_aux else told))
+        return value.astype(jnp.promote_types(value.dtype, scale.dtype)) * scale, told
+
+    (_, told), gradients = value_and_grad(scaled, variables, has_aux=True)()
+    return told, [None if g is None else (g / scale).astype(g.dtype) for g in gradients]
+
+
+def _loss_scale(optimizer: Optimizer) -> Any:
+    """Returns what the loss of an optimizer is to be multiplied by, None for nothing; wrappers hand the question on."""
+    if hasattr(optimizer, "loss_scale"):
+        return optimizer.loss_scale()
+    return _loss_scale(optimizer.optimizer) if isinstance(optimizer, Wrapped) else None
 
 
 def apply_mean(optimizer: Optimizer, updates: Sequence[Update], parameters: Sequence[Variable], weight: Any) -> None:

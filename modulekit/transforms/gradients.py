@@ -57,7 +57,7 @@ def value_and_grad(
         def differentiate(pure: Purified) -> tuple[Any, Any]:
             def loss_of(values: list[Any], chosen: list[Any]) -> tuple[Any, Any]:
                 result, new = pure(values, chosen)
-                loss = _scalar(result[0] if has_aux else result)
+                loss = checked_loss(result[0] if has_aux else result)
                 return finite.look_at_loss(loss) if finite.is_on() else loss, (result, new)
 
             loss, pull_back, (result, new) = jax.vjp(loss_of, *pure.point, has_aux=True)
@@ -148,7 +148,8 @@ def implicit_value_and_gradients(fn: Callable[P, Any]) -> Callable[P, tuple[Any,
     return wrapped
 
 
-def _scalar(loss: Any) -> Any:
+def checked_loss(loss: Any) -> Any:
+    """Returns a loss, or raises `TypeError` if it is no floating-point scalar."""
     shape, dtype = jnp.shape(loss), jnp.result_type(loss)
     if shape != () or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import modulekit as mk
+from modulekit.optimizers.base import gradients_of
 from modulekit.transforms.purified import targets_in
 from scenarios.base.calling import needs_is_training
 from scenarios.gan.losses import LossPair, compares, shares_told_apart
@@ -137,7 +138,7 @@ def play(player: Any, inputs: tuple[Any, ...], is_training: bool) -> Any:
 
 def _minimize(optimizer: mk.Optimizer, loss: Any, player: Any, weight: int) -> tuple[Any, Any]:
     """Takes a step down the gradient of a loss with more to tell; returns what it told, and the norm of the gradient."""
-    told, gradients = mk.value_and_grad(loss, player, has_aux=True)()
+    told, gradients = gradients_of(optimizer, loss, player, has_aux=True)
     variables = targets_in(player)
     if variables:
         optimizer.apply_gradients(zip(gradients, variables, strict=True), weight=weight)

@@ -2,11 +2,13 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+import jax.numpy as jnp
 import numpy as np
 from launched import Net
 from laws import check_laws, law, near, refused
@@ -24,13 +26,24 @@ RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(200, 16)).astype(np.float32), RANDOM.integers(8, size=200)
 
 
-def run(steps: int = 40, **settings: Any) -> tuple[scenarios.Result, Net]:
+def adam() -> mk.Optimizer:
+    return mk.optimizers.Adam(1e-3)
+
+
+def run(
+    steps: int = 40,
+    make: Callable[[], Net] = Net,
+    optimizer: Callable[[], mk.Optimizer] = adam,
+    policy: Any = None,
+    **settings: Any,
+) -> tuple[scenarios.Result, Net]:
     mk.seed(1)
-    net, optimizer = Net(), mk.optimizers.Adam(1e-3)
+    net = make()
+    mk.mixed_precision.set_policy(net, policy)
     settings = {"batch_size": 32, "log_interval": 10, "eval_interval": 20, "eval_batch_size": 16, **settings}
     train = scenarios.Supervised(steps, progress=False, **settings)
     loss, data = mk.losses.softmax_cross_entropy, (X, Y)
-    return train(net, optimizer, loss, data=data, eval_data=(X[:50], Y[:50])), net
+    return train(net, optimizer(), loss, data=data, eval_data=(X[:50], Y[:50])), net
 
 
 def numbers(result: scenarios.Result) -> np.ndarray:
@@ -76,6 +89,29 @@ def what_is_saved_on_eight_devices_goes_on_on_two_and_on_one() -> None:
             for path, variable in net.paths().items():
                 np.testing.assert_array_equal(arrays[f"model.{path}"], variable.numpy(), strict=True)
             near(numbers(run(60, save_dir=folder, **second)[0]), expected, 1e-5)
+
+
+class Thrifty(Net):
+    """The same, computing its layers again in the backward pass."""
+
+    def __call__(self, x: Any, is_training: bool) -> Any:
+        return mk.remat(super().__call__)(x, is_training)
+
+
+@law
+def rematerialization_accumulation_and_precision_combine_with_meshes() -> None:
+    accumulated = lambda: mk.optimizers.Accumulated(adam(), every=3)  # noqa: E731
+    scaled = lambda: mk.optimizers.LossScaled(accumulated())  # noqa: E731
+    half, brain = mk.mixed_precision.Policy(jnp.float16), mk.mixed_precision.Policy(jnp.bfloat16)
+    mesh, placement = PLACES[2]
+    for make, optimizer, policy, tolerance in [
+        (Thrifty, accumulated, None, 1e-5), (Thrifty, scaled, half, 2e-2), (Net, adam, brain, 5e-2),
+    ]:  # fmt: skip
+        same = {"make": make, "optimizer": optimizer, "policy": policy}
+        expected, _ = run(20, **same)
+        found, net = run(20, **same, mesh=mesh, placement=placement)
+        near(numbers(found), numbers(expected), tolerance)
+        assert {v.dtype for v in net.trainable_variables} == {jnp.dtype(jnp.float32)}
 
 
 @law
