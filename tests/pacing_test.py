@@ -73,6 +73,17 @@ def test_one_unlucky_call_of_the_loop_does_not_decide(machine: Machine) -> None:
     assert pacing.decided is True
 
 
+@pytest.mark.parametrize("is_faster_there", [False, True])
+def test_processes_go_by_the_clock_of_the_first_one(
+    is_faster_there: bool, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([0.3, 3.0] if is_faster_there else [3.0, 0.3])
+    monkeypatch.setattr(module, "agreed", lambda seconds: next(told))
+    pacing = Pacing(None, None)
+    pacing.choose(machine.form("loop", [0.1]), machine.form("alone", [0.1]))
+    assert pacing.in_loop is is_faster_there
+
+
 @pytest.mark.parametrize("seconds", [5e-3, 0.1, 20.0])
 def test_the_trial_is_short(machine: Machine, seconds: float) -> None:
     Pacing(None, None).choose(machine.form("loop", [seconds]), machine.form("alone", [seconds]))

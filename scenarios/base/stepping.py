@@ -25,7 +25,7 @@ import numpy as np
 import modulekit as mk
 from modulekit.core.arithmetic import value_of
 from modulekit.core.pieces import Grouping
-from modulekit.core.processes import agreed, are_several, whole
+from modulekit.core.processes import agreed, whole
 from modulekit.core.randomness import default_stream
 from modulekit.core.storage import forms_of, spread, store_arrays, stored_arrays
 from modulekit.core.variable import Variable
@@ -115,9 +115,7 @@ class Stepper:
           `(done, metrics)`: the number of steps applied, and arrays `[min(done + 1, count)]` of the metrics of each. If
           `done < count`, the step after gave values that are not finite, and was not applied.
         """
-        if self.pacing.in_loop is None and are_several():
-            self.pacing.in_loop = True  # a trial by the clock might end differently in each process
-        elif self.pacing.in_loop is None:
+        if self.pacing.in_loop is None:
             self._try_both(step, chunk)
         began = perf_counter()
         run = self._run_loop if self.pacing.in_loop else self._run_one_by_one

@@ -41,9 +41,8 @@ def main() -> None:
         Path(folder[0], f"pid_{jax.process_index()}").write_text(str(os.getpid()))
         settings |= {"save_dir": folder[0], "save_interval": 20, "steps_per_call": 5}
     mk.seed(1)
-    train = scenarios.Supervised(
-        int(steps), mesh={"data": -1}, placement=placement, seed=0, progress=bool(folder), **settings
-    )
+    axes = {"data": -1, "model": min(2, jax.device_count())} if "tensor_parallel" in placement else {"data": -1}
+    train = scenarios.Supervised(int(steps), mesh=axes, placement=placement, seed=0, progress=bool(folder), **settings)
     result = train(
         Net(), mk.optimizers.Adam(1e-3), mk.losses.softmax_cross_entropy, data=(x, y), eval_data=(x[:50], y[:50])
     )
