@@ -126,6 +126,20 @@ def test_a_signal_to_the_launcher_is_one_to_all(tmp_path: Path) -> None:
     assert errors.count("and saved; make the same call again") == 2
 
 
+def test_processes_that_slurm_has_started_find_each_other() -> None:
+    command = [sys.executable, "-m", "scenarios", "launch", "--devices", "1", str(SCRIPT), "20", "data_parallel"]
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    members = []
+    for number in range(2):
+        own = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "PYTHONPATH": str(HERE.parent)}
+        environment = os.environ | job | own
+        members.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
+    first, second = (numbers(member, 2) for member in members)
+    assert first.tolist() == second.tolist()
+
+
 def test_a_script_that_fails_ends_all_with_its_status(tmp_path: Path) -> None:
     process = started("many", "data_parallel", processes=2)
     _, errors = process.communicate(timeout=120)
