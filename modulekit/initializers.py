@@ -6,7 +6,6 @@ any trace.
 """
 
 import abc
-import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from modulekit.core.draws import next_initial_key
 from modulekit.core.explain import summarize
 from modulekit.core.overlay import concrete
+from modulekit.core.samples import drawn, normal, truncated, uniform
 
 _TRUNCATED_STDDEV = 0.87962566103423978  # of a standard normal truncated at -2 and 2
 
@@ -69,16 +69,6 @@ def _draw(sample: Callable[[jax.Array, Any], jax.Array], dtype: Any, seed: int |
     working = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
     with concrete():
         return sample(next_initial_key(seed=seed), working).astype(dtype)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any, mean: Any, stddev: Any) -> jax.Array:
-    return jax.random.normal(key, shape, dtype) * stddev + mean
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _truncated(key: jax.Array, shape: tuple[int, ...], dtype: Any, mean: Any, stddev: Any) -> jax.Array:
-    return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * stddev + mean
 
 
 class Zeros(Initializer):
@@ -162,7 +152,7 @@ class RandomUniform(Initializer):
         dtype, shape = _numerical(dtype), _sizes(shape)
         if jnp.issubdtype(dtype, jnp.integer):
             return _draw(lambda key, d: jax.random.randint(key, shape, self.minval, self.maxval, d), dtype, self.seed)
-        return _draw(lambda key, d: jax.random.uniform(key, shape, d, self.minval, self.maxval), dtype, self.seed)
+        return _draw(lambda key, d: drawn(uniform, key, shape, d, self.minval, self.maxval), dtype, self.seed)
 
 
 class _Normal(Initializer):
@@ -191,7 +181,7 @@ class RandomNormal(_Normal):
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _floating(dtype)
-        return _draw(lambda key, d: _normal(key, _sizes(shape), d, self.mean, self.stddev), dtype, self.seed)
+        return _draw(lambda key, d: drawn(normal, key, _sizes(shape), d, self.mean, self.stddev), dtype, self.seed)
 
 
 class TruncatedNormal(_Normal):
@@ -216,7 +206,7 @@ class TruncatedNormal(_Normal):
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Returns an array of this shape and dtype."""
         dtype = _floating(dtype)
-        return _draw(lambda key, d: _truncated(key, _sizes(shape), d, self.mean, self.stddev), dtype, self.seed)
+        return _draw(lambda key, d: drawn(truncated, key, _sizes(shape), d, self.mean, self.stddev), dtype, self.seed)
 
 
 class Identity(Initializer):

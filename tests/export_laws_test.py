@@ -53,7 +53,7 @@ def first_weights_from_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(key: Any, shape: Any, dtype: Any, mean: Any, stddev: Any) -> jax.Array:
         return jnp.asarray(generator.normal(mean, stddev, shape), dtype)
 
-    for name in ("_normal", "_truncated"):
+    for name in ("normal", "truncated"):
         monkeypatch.setattr(mk.initializers, name, drawn)
 
 
