@@ -11,7 +11,10 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(("program", "laws"), [("shard_on_eight_devices.py", 9), ("train_on_eight_devices.py", 6)])
+PROGRAMS = {"shard_on_eight_devices.py": 9, "train_on_eight_devices.py": 6, "divide_members_on_eight_devices.py": 6}
+
+
+@pytest.mark.parametrize(("program", "laws"), PROGRAMS.items())
 def test_laws_on_eight_devices(program: str, laws: int) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(

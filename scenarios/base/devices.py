@@ -1,6 +1,6 @@
 """The devices of a run: variables lie on a mesh as the settings say, and each batch is divided among them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,10 +13,12 @@ from modulekit.core.module import modules_in
 from modulekit.core.processes import put
 from modulekit.sharding.rules import Rule
 
+MEMBERS = "members"  # the axis of a mesh that divides the members of an ensemble, and the preset that says so
 PRESETS = {
     "data_parallel": sharding.data_parallel,
     "fully_sharded": sharding.fully_sharded,
     "tensor_parallel": sharding.tensor_parallel,
+    MEMBERS: sharding.data_parallel,  # their work is divided; every device has their variables
 }
 _BATCH = "data"  # the axis of a mesh that divides batches
 
@@ -27,20 +29,45 @@ class Devices:
     Args:
       axes: how many devices there are along each axis of the mesh; None for the one device that JAX takes.
       placement: the name of a preset, several joined by `+`, or partition specs by pattern of paths.
+      has_members: whether the scenario trains members that can be divided among the devices.
+
+    Attributes:
+      members_axis: the axis of the mesh among which members are divided, None if they are not.
 
     Raises:
-      ValueError: there are not so many devices, or there is no such preset.
+      ValueError: there are not so many devices, there is no such preset, or there is nothing that it could divide.
     """
 
-    def __init__(self, axes: Mapping[str, int] | None, placement: str | Mapping[str, Any]) -> None:
+    def __init__(
+        self, axes: Mapping[str, int] | None, placement: str | Mapping[str, Any], has_members: bool = False
+    ) -> None:
         self._rules = rules_of(placement)
         self._mesh = None if axes is None else sharding.make_mesh(axes)
         self._parts = 1 if self._mesh is None else self._mesh.shape.get(_BATCH, 1)
+        divides = isinstance(placement, str) and MEMBERS in _names(placement)
+        self.members_axis = MEMBERS if divides else None
+        if divides and not has_members:
+            raise ValueError(
+                f"placement={placement!r} divides the members of an ensemble, and this scenario has none: leave out "
+                "'members'"
+            )
+        if divides != (has_members and MEMBERS in (axes or {})):
+            raise ValueError(
+                f"mesh={axes} and placement={placement!r}: members are divided along an axis 'members' of the mesh by the "
+                "preset 'members', and one of the two is missing. Give both, as in mesh={'members': 8}, placement='members'"
+            )
 
     @property
     def everywhere(self) -> NamedSharding | None:
         """The sharding of what every device has; None for JAX's own choice."""
         return None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
+
+    @property
+    def rows(self) -> NamedSharding | None:
+        """The sharding of `[members, ...]`, of which each device has the rows of its own; None if they are not divided."""
+        if self._mesh is None or self.members_axis is None:
+            return None
+        return NamedSharding(self._mesh, PartitionSpec(self.members_axis))
 
     def put(self, arrays: Any) -> Any:
         """Returns a structure of arrays that every device has."""
@@ -73,11 +100,12 @@ class Devices:
     def divided(self, batch: Any, leading: int) -> Any:
         """Returns traced arrays `[..., batch, ...]`, of which each device gets a part, with `leading` axes before the batch.
 
-        Where the batch has no equal parts, the last device gets fewer examples, and zeros that nothing looks at.
+        Where the batch has no equal parts, the last device gets fewer examples, and zeros that nothing looks at. The axes
+        before lie as what is done with them asks for.
         """
         if self._mesh is None or self._parts == 1:
             return batch
-        place = NamedSharding(self._mesh, PartitionSpec(*[None] * leading, _BATCH))
+        place = NamedSharding(self._mesh, PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * leading, _BATCH))
 
         def divide(array: Any) -> Any:
             size = array.shape[leading]
@@ -90,12 +118,43 @@ class Devices:
 
         return jax.tree.map(divide, batch)
 
+    def check_divisible(self, members: Sequence[int]) -> None:
+        """Raises `ValueError` if members that are trained side by side cannot be divided evenly among the devices."""
+        parts = 1 if self.rows is None else self.rows.mesh.shape[MEMBERS]
+        if len(members) % parts:
+            raise ValueError(
+                f"members {', '.join(map(str, members))} are {len(members)} that are trained side by side, and cannot be "
+                f"divided evenly among {parts} devices: choose their number, or mesh={{'members': ...}}, so that they can. "
+                "Side by side are those whose updates are the same program"
+            )
+
+    def own(self, values: Any, rest: Any = None) -> Any:
+        """Returns traced arrays `[members, ...]`, of which each device has the rows of its own members.
+
+        Args:
+          values: in any structure; `[members]` are those that are trained side by side.
+          rest: how their other axes lie: None as a whole, `PartitionSpec.UNCONSTRAINED` as they do.
+        """
+        place = self.rows
+        if place is None:
+            return values
+
+        def divide(array: Any) -> Any:
+            spec = PartitionSpec(*place.spec, *[rest] * (array.ndim - 1))
+            return jax.lax.with_sharding_constraint(array, NamedSharding(place.mesh, spec))
+
+        return jax.tree.map(divide, values)
+
+    def told(self, values: Any) -> Any:
+        """Returns traced arrays of which every device has all members' rows, where members are divided."""
+        return values if self.rows is None else self.shown(values)
+
 
 def rules_of(placement: str | Mapping[str, Any]) -> Rule:
     """Returns the rules that a setting stands for."""
     if isinstance(placement, Mapping):
         return sharding.Rules(placement)
-    names = [name.strip() for name in placement.split("+")]
+    names = _names(placement)
     unknown = [name for name in names if name not in PRESETS]
     if unknown:
         raise ValueError(
@@ -107,6 +166,10 @@ def rules_of(placement: str | Mapping[str, Any]) -> Rule:
         rules = rules + PRESETS[name]()
     found: Rule = rules
     return found
+
+
+def _names(placement: str) -> list[str]:
+    return [name.strip() for name in placement.split("+")]
 
 
 def _modules(parts: Mapping[str, Any]) -> dict[str, Any]:

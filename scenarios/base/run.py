@@ -67,7 +67,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.name = type(self.scenario).__name__
-        self._devices = Devices(self.settings.mesh, self.settings.placement)
+        self._devices = Devices(self.settings.mesh, self.settings.placement, self.scenario.has_members)
         self.examples: Arrays | Stream = self._stream() if _is_stream(self.data) else Arrays(self.data)
         self.eval_examples = None if self.eval_data is None else Arrays(self.eval_data)
         if isinstance(self.examples, Arrays):
@@ -213,7 +213,9 @@ class Run:
         chosen = min(s.steps_per_call, max(s.steps, 1)) if isinstance(s.steps_per_call, int) else None
         around = self.method("around") if s.ema_decay is None else None  # averages read the weights of each step
         within = None if around is None else functools.partial(around, **self.parts)
-        return Stepper(self.update, feed.batch, self._slots, s.seed, chosen, in_loop, within, self._devices)
+        return Stepper(
+            self.update, feed.batch, self._slots, s.seed, chosen, in_loop, within, self._devices, self.leading
+        )
 
     def _slots(self) -> set[Variable]:
         optimizers = {name: part for name, part in self.parts.items() if is_optimizer(part)}

@@ -47,6 +47,7 @@ class Scenario(abc.ABC):
       from the settings and the number of updates before; batches have these axes. Where there is no such method, an update
       takes `batches_per_update` batches: `[batch]`, or `[batches_per_update, batch]` where that is above 1.
     - `example(cls)`: a class method that returns a small `scenarios.testing.Case`, on which `check_scenario` tries it.
+    - `has_members`: whether it trains members side by side, which `placement="members"` divides among the devices.
     - `around(self, batch, *, ...)`: returns a context in which a compiled loop runs its updates: what is cheaper to do once
       than before each of them. `batch` has the structure of their examples. An update must also do without it.
 
@@ -79,6 +80,7 @@ class Scenario(abc.ABC):
         return in_words(self, self.settings)
 
     batches_per_update: int = 1
+    has_members: bool = False
 
     @property
     def step(self) -> Any:

@@ -46,7 +46,8 @@ class Settings:
       mesh: how many devices there are along each axis, such as `{"data": 4, "model": 2}`; -1 for as many as there are, once.
         Batches are divided along `data`. None takes one device. It changes no number but in the last bits.
       placement: how variables lie on the mesh: `data_parallel`, `fully_sharded`, `tensor_parallel`, several joined by `+`,
-        or partition specs by pattern of paths, such as `{"**/w": [None, "model"]}` (`modulekit.sharding`).
+        or partition specs by pattern of paths, such as `{"**/w": [None, "model"]}` (`modulekit.sharding`). `members`, on a
+        mesh with an axis of this name, divides the members of an ensemble.
       cache_dir: a folder in which compiled programs are kept, so that a run that goes on, or any other run that is given the
         folder, does not compile them again; None leaves it to JAX's own setting.
       time_limit: seconds after which the run ends at the next step, with a saved state; None for no limit.

@@ -49,6 +49,7 @@ class Stepper:
       in_loop: the form that an earlier part of the run has found to be faster; None where that is not known.
       around: returns a context in which a loop runs its updates, from the structure of a batch; None for none.
       devices: where variables and examples lie; one device if None.
+      leading: the number of axes of an update's examples before that of the batch.
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class Stepper:
         in_loop: bool | None = None,
         around: Callable[[Any], AbstractContextManager[None]] | None = None,
         devices: Devices | None = None,
+        leading: int = 0,
     ) -> None:
         self._update = update
         self._around = around
         self._slots = slots
         self._seed = seed
-        self._devices = devices or Devices(None, "data_parallel")
+        self._devices, self._leading = devices or Devices(None, "data_parallel"), leading
         self.pacing = Pacing(steps_per_call, in_loop)
         self.footprint = self._examine(batch)
 
@@ -201,7 +203,7 @@ class Stepper:
 
     def _step(self, source: Any, row: Any, step: Any) -> dict[str, Any]:
         self._restart_stream(step)
-        batch = self._devices.divided(_examples(source, row), row.ndim - 1)
+        batch = self._devices.divided(_examples(source, row), self._leading)
         metrics = checked_metrics(self._update(batch, step))
         return {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
 

@@ -15,6 +15,7 @@ from modulekit.data import Arrays, batch_indices
 from modulekit.metrics import correct
 from modulekit.optimizers.base import hyperparameters
 from scenarios.base.calling import call_model
+from scenarios.base.devices import Devices
 from scenarios.base.parts import variables_by_path
 from scenarios.base.scenario import Scenario
 from scenarios.ensemble.ensemble_model import average_for, averaged, refuse_repeated
@@ -37,7 +38,8 @@ class Ensemble(Scenario):
     for each model, and perhaps a part `penalty`, a function of a model whose value is added to its loss. Members whose
     updates are the same program, whatever their weights, learning rates, seeds and examples, are trained by one program
     over their stacked variables; the others one after the other. A member is trained as `Supervised` would train it
-    alone, with its seed and its examples.
+    alone, with its seed and its examples. With `mesh={"members": 8}, placement="members"`, those side by side are divided
+    evenly among eight devices, each of which computes its own members; between loops, every device has all variables.
 
     Evaluations report the loss, and for integer targets the accuracy, of the averaged prediction, and those of each
     member as `member0_loss`, ... `EnsembleModel(models)` is the trained ensemble as a model.
@@ -69,6 +71,8 @@ class Ensemble(Scenario):
     >>> result.metrics["loss"] < 1e-3, sorted(result.metrics)
     (True, ['loss', 'member0_loss', 'member1_loss'])
     """
+
+    has_members = True
 
     def __init__(
         self,
@@ -155,7 +159,9 @@ class Ensemble(Scenario):
             for member, (update, (_, optimizer), own) in enumerate(zip(updates, roster, numbers, strict=True))
         ]
         refuse_dependent(programs, {"models": [model for model, _ in roster]})
-        return grouped(programs, self.vectorized)
+        return grouped(
+            programs, self.vectorized, Devices(self.settings.mesh, self.settings.placement, self.has_members)
+        )
 
     def evaluate(self, batch: Any, *, models: Any, loss: Loss, **parts: Any) -> Mapping[str, Any]:
         """Returns the loss of each example, and for integer targets whether it is right: averaged, and by member."""

@@ -4,6 +4,9 @@ To stack the variables of all members and to take them apart again costs as much
 all updates of a compiled loop: inside the context `side_by_side` a stack of each variable stands for those of the members,
 which have their new values when the context ends. No member's variable is ever replaced: before and after, each holds its
 own array.
+
+On a mesh that divides the members, each device has the rows of its own ones while they are side by side, and computes what
+becomes of them; it tells the others their losses after each update, and their variables when the context ends.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,10 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from modulekit.core import pieces, storage
 from modulekit.core.overlay import Overlay, bakes_reads, concrete
+from modulekit.core.processes import put
 from modulekit.core.variable import Variable
+from scenarios.base.devices import Devices
 from scenarios.ensemble.programs import Program
 
 _RUNNING: ContextVar["tuple[Group, ...] | None"] = ContextVar("groups", default=None)
@@ -37,17 +43,19 @@ class Stack:
     rows: tuple[tuple[Variable, ...], ...]
 
     @classmethod
-    def of(cls, columns: Iterable[Sequence[Variable]]) -> "Stack":
+    def of(cls, columns: Iterable[Sequence[Variable]], devices: Devices) -> "Stack":
         """Returns a stack for columns of variables, one of each member."""
         rows = tuple(zip(*columns, strict=True))
         first = rows[0][0]
-        with concrete():  # its value is given by `side_by_side`
-            return cls(Variable(jnp.zeros([], first.dtype), name=first.name.split("/")[-1]), rows)
+        with concrete():  # its value is given by `side_by_side`; where it lies says that loops lay it with no other
+            start = put(jnp.zeros([len(rows)], first.dtype), devices.rows)
+            return cls(Variable(start, name=first.name.split("/")[-1]), rows)
 
-    def value(self) -> Any:
-        """Returns the values of the variables, one row for each member."""
-        values = [v.current() for row in self.rows for v in row]
-        return pieces.stack(values) if len(self.rows[0]) == 1 else pieces.join(values).reshape(len(self.rows), -1)
+    def value(self, devices: Devices) -> Any:
+        """Returns the values of the variables, one row for each member, where each device has those of its own."""
+        values = devices.told([v.current() for row in self.rows for v in row])
+        is_flat = len(self.rows[0]) > 1
+        return devices.own(pieces.join(values).reshape(len(self.rows), -1) if is_flat else pieces.stack(values))
 
     def commit(self, value: Any) -> None:
         """Gives the variables the values of their rows."""
@@ -63,23 +71,29 @@ class Group:
     Args:
       members: their numbers.
       programs: their programs, which are the same.
+      devices: which the members may be divided among.
 
     Attributes:
       members: their numbers.
+      devices: as given.
       changing: stacks of the variables that change, small ones together.
       kept: stacks of the others; a variable itself where all members share it.
+
+    Raises:
+      ValueError: they are to be divided among the devices, and cannot be evenly.
     """
 
-    def __init__(self, members: Sequence[int], programs: Sequence[Program]) -> None:
-        self.members = tuple(members)
+    def __init__(self, members: Sequence[int], programs: Sequence[Program], devices: Devices) -> None:
+        devices.check_divisible(members)
+        self.members, self.devices = tuple(members), devices
         self._program = program = programs[0]
         self._programs = programs
         self._numbers = [list(program.numbers.values()) for program in programs]
         written = list(zip(*(program.writes for program in programs), strict=True))
         places = [*program.layout.groups, *([place] for place in program.layout.alone)]
-        self.changing = [Stack.of([written[place] for place in group]) for group in places]
+        self.changing = [Stack.of([written[place] for place in group], devices) for group in places]
         self.kept = [
-            column[0] if len(set(column)) == 1 else Stack.of([column])
+            column[0] if len(set(column)) == 1 else Stack.of([column], devices)
             for column in zip(*(program.reads for program in programs), strict=True)
         ]
 
@@ -114,7 +128,9 @@ class Group:
         axes = [0 if isinstance(one, Stack) else None for one in self.kept]
         numbers = [jnp.asarray(column, jnp.float32) for column in zip(*self._numbers, strict=True)]
         keys, active = self._own(keys), None if active is None else self._own(active)
-        batch = jax.tree.map(self._own, batch) if has_own_examples else batch
+        changing, numbers, keys, active = self.devices.own((changing, numbers, keys, active))
+        if has_own_examples:
+            batch = self.devices.own(jax.tree.map(self._own, batch), rest=PartitionSpec.UNCONSTRAINED)
 
         def lane(
             changing: list[Any], kept: list[Any], numbers: list[Any], key: Any, active: Any, batch: Any
@@ -129,10 +145,11 @@ class Group:
             found = lane(_first(changing), kept, _first(numbers), _first(keys), _first(active), examples)
             losses, new = jax.tree.map(lambda array: array[None], found)
         else:
-            batch_axis = 0 if has_own_examples else None
-            losses, new = jax.vmap(lane, (0, axes, 0, 0, 0, batch_axis))(changing, kept, numbers, keys, active, batch)
-        storage.commit([stack.variable for stack in self.changing], new)
-        return losses
+            in_axes = (0, axes, 0, 0, 0, 0 if has_own_examples else None)
+            lanes = jax.vmap(lane, in_axes, spmd_axis_name=self.devices.members_axis)
+            losses, new = lanes(changing, kept, numbers, keys, active, batch)
+        storage.commit([stack.variable for stack in self.changing], self.devices.own(new))
+        return self.devices.told(losses)
 
     def _own(self, array: Any) -> Any:
         """Returns the rows of the group's members."""
@@ -145,8 +162,9 @@ def _first(tree: Any) -> Any:
     return jax.tree.map(lambda array: array[0], tree)
 
 
-def grouped(programs: Sequence[Program], vectorized: bool) -> tuple[Group, ...]:
+def grouped(programs: Sequence[Program], vectorized: bool, devices: Devices | None = None) -> tuple[Group, ...]:
     """Returns groups of members whose programs are the same, each member in one; where not `vectorized`, each alone."""
+    devices = devices or Devices(None, "data_parallel")
     groups: list[list[int]] = []
     for member, program in enumerate(programs):
         same = (group for group in groups if vectorized and program.is_same(programs[group[0]]))
@@ -155,13 +173,13 @@ def grouped(programs: Sequence[Program], vectorized: bool) -> tuple[Group, ...]:
             groups.append([member])
         else:
             group.append(member)
-    return tuple(Group(members, [programs[member] for member in members]) for members in groups)
+    return tuple(Group(members, [programs[member] for member in members], devices) for members in groups)
 
 
 @contextmanager
 def side_by_side(groups: tuple[Group, ...]) -> Iterator[None]:
     """Context in which the members of each group are stacked; afterwards their variables have their new values."""
-    values = {stack.variable: stack.value() for group in groups for stack in group.stacks}
+    values = {stack.variable: stack.value(group.devices) for group in groups for stack in group.stacks}
     token = _RUNNING.set(groups)
     try:
         with Overlay(values, baked=bakes_reads()) as running:
@@ -172,7 +190,7 @@ def side_by_side(groups: tuple[Group, ...]) -> Iterator[None]:
     storage.commit(others, [running.values[written] for written in others])
     for group in groups:
         for stack in group.changing:
-            stack.commit(running.values[stack.variable])
+            stack.commit(group.devices.told(running.values[stack.variable]))
 
 
 def running_groups() -> tuple[Group, ...] | None:
