@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import collect, overlay
+from modulekit.core import births, collect, overlay
 from modulekit.core.getters import custom_variable_getter
 from modulekit.core.module import Module
 from modulekit.core.names import absolute
@@ -176,9 +176,14 @@ class WeightAverage(Module):
     def _made(self, variables: Sequence[Variable]) -> dict[Variable, _Average]:
         if not variables:
             return {}
-        with absolute(self.scope_name), overlay.concrete():
+
+        def make() -> dict[Variable, _Average]:
             count = Variable(jnp.zeros([], jnp.int32), trainable=False, name="count")
             return {v: _Average(Variable(_zeros(v), trainable=False, name=v.name), count) for v in variables}
+
+        with absolute(self.scope_name):
+            made: dict[Variable, _Average] = births.run_outside(make)
+        return made
 
 
 def _zeros(variable: Variable) -> jax.Array:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modulekit.core.births import computing, is_traced
 from modulekit.core.draws import next_initial_key
 from modulekit.core.explain import summarize
-from modulekit.core.overlay import concrete
 from modulekit.core.samples import drawn, normal, truncated, uniform
 
 _TRUNCATED_STDDEV = 0.87962566103423978  # of a standard normal truncated at -2 and 2
@@ -67,7 +67,7 @@ def _sizes(shape: Any) -> tuple[int, ...]:
 def _draw(sample: Callable[[jax.Array, Any], jax.Array], dtype: Any, seed: int | None) -> jax.Array:
     """Draws in single precision at least: JAX draws half-precision numbers from few and biased values."""
     working = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
-    with concrete():
+    with computing():
         return sample(next_initial_key(seed=seed), working).astype(dtype)
 
 
@@ -124,8 +124,9 @@ class Constant(Initializer):
         dtype = _numerical(dtype)
         if jnp.issubdtype(dtype, jnp.integer) and isinstance(self.value, float | np.floating):
             raise TypeError(f"Cannot convert {self.value!r}, a floating-point number, to {dtype}: give an integer")
-        with concrete():
-            return jnp.asarray(np.full(_sizes(shape), self.value, dtype))
+        with computing():
+            full: Any = jnp.full if is_traced() else np.full  # NumPy's is no program to compile
+            return jnp.asarray(full(_sizes(shape), self.value, dtype))
 
 
 class RandomUniform(Initializer):
@@ -235,7 +236,7 @@ class Identity(Initializer):
         if jnp.issubdtype(dtype, jnp.integer) and isinstance(self.gain, float | np.floating):
             raise TypeError(f"Cannot convert gain={self.gain!r}, a floating-point number, to {dtype}: give an integer")
         _check_matrix(shape)
-        with concrete():
+        with computing():
             eye = np.eye(shape[-2], shape[-1]) * self.gain
             return jnp.asarray(np.broadcast_to(eye, shape), dtype)
 
@@ -268,7 +269,7 @@ class Orthogonal(Initializer):
         _check_matrix(shape)
         rows, columns = math.prod(shape[:-1]), shape[-1]
         tall = (max(rows, columns), min(rows, columns))
-        with concrete():
+        with computing():
             q, r = jnp.linalg.qr(jax.random.normal(next_initial_key(seed=self.seed), tall, jnp.float32))
             q = q * jnp.sign(jnp.diag(r))  # without this the distribution is not uniform
             return (self.gain * (q.T if rows < columns else q)).reshape(shape).astype(dtype)

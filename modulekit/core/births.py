@@ -2,11 +2,15 @@
 
 While a `placement` is open, what a method under `once` computes becomes one compiled program whose results lie where the
 placement says, so that no device ever holds a variable of which it is to have a part.
+
+Inside `without_values` nothing is computed: a new variable holds a `jax.ShapeDtypeStruct` in place of an array, and has its
+shape, its dtype and its sharding, but no value. Functions that use it can be traced and compiled, and not called.
 """
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -15,13 +19,14 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from modulekit.core import overlay, trial
 
 Body = Callable[..., Any]
-Place = Callable[[Any], jax.sharding.Sharding]
+Place = Callable[[Any], jax.sharding.Sharding | None]
 
 
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.place: Place | None = None
         self.made: list[Any] | None = None  # by the body that is being traced
+        self.has_values = True
         self.programs: dict[Any, Any] = {}
 
 
@@ -41,6 +46,21 @@ def placement(place: Place) -> Iterator[None]:
         yield
     finally:
         _thread.place, _thread.programs = before
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Context in which variables are made of shapes alone, and those that are moved lose their values."""
+    before, _thread.has_values = _thread.has_values, False
+    try:
+        yield
+    finally:
+        _thread.has_values = before
+
+
+def have_values() -> bool:
+    """Returns whether new variables have values."""
+    return _thread.has_values
 
 
 def is_traced() -> bool:
@@ -66,6 +86,19 @@ def run(body: Body, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return _run_placed(body, args, kwargs, _thread.place)
 
 
+def run_outside(body: Callable[[], Any]) -> Any:
+    """Runs a body that makes variables outside of `once`, such as slots, which a `placement` says nothing of."""
+    if _thread.has_values or is_traced():
+        with computing():
+            return body()
+    return _run_placed(body, (), {}, lambda _: None)
+
+
+def computing() -> AbstractContextManager[Any]:
+    """Returns the context in which first values are computed: as arrays under any trace, but in a body that is traced."""
+    return contextlib.nullcontext() if is_traced() else overlay.concrete()
+
+
 def _run_placed(body: Body, args: Sequence[Any], kwargs: Mapping[str, Any], place: Place) -> Any:
     made: list[Any] = []
     returned: list[Any] = []
@@ -81,8 +114,12 @@ def _run_placed(body: Body, args: Sequence[Any], kwargs: Mapping[str, Any], plac
     with overlay.staged():
         program = jax.make_jaxpr(traced)()
     shardings = [place(variable) for variable in made]
-    with overlay.concrete():
-        arrays = _compiled(program, shardings)(program.consts)
+    if _thread.has_values:
+        with overlay.concrete():
+            arrays = _compiled(program, shardings)(program.consts)
+    else:
+        pairs = zip(program.out_avals, shardings, strict=True)
+        arrays = [jax.ShapeDtypeStruct(form.shape, form.dtype, sharding=lies) for form, lies in pairs]
     for variable, array in zip(made, arrays, strict=True):
         variable._held = array
     trial.note(made)

@@ -99,7 +99,9 @@ def vacate(held: Any) -> None:
 
 
 def key_of(array: jax.Array) -> Any:
-    """Returns what arrays must have in common to lie in one pack; None for one that cannot."""
+    """Returns what arrays must have in common to lie in one pack; None for one that cannot, as one without a value."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return None
     devices = array.sharding.device_set
     return (array.dtype, next(iter(devices)), array.committed) if len(devices) == 1 else None
 

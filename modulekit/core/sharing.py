@@ -14,7 +14,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import draws, names, overlay
+from modulekit.core import births, draws, names, overlay
 from modulekit.core.module import Module, allow_empty_variables
 from modulekit.core.variable import Variable
 
@@ -196,7 +196,8 @@ def get_variable(
 
 def _make(full_name: str, shape: Sequence[int] | None, dtype: Any, initializer: Any, trainable: bool) -> Variable:
     scope, _, last = full_name.rpartition("/")
-    with names.absolute(scope), overlay.concrete():
+
+    def make() -> Variable:
         if initializer is not None and not callable(initializer):
             value = jnp.asarray(initializer, dtype)
             if shape is not None and list(value.shape) != list(shape):
@@ -213,6 +214,10 @@ def _make(full_name: str, shape: Sequence[int] | None, dtype: Any, initializer: 
         else:
             value = jnp.zeros(shape, dtype)
         return Variable(value, trainable=trainable, name=last)
+
+    with names.absolute(scope):
+        made: Variable = births.run_outside(make)
+    return made
 
 
 def _check_same(existing: Variable, full_name: str, shape: Sequence[int] | None, dtype: Any) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from modulekit.core import finite, overlay, provenance
+from modulekit.core import births, finite, overlay, provenance
 from modulekit.core.packs import Pack, Place, key_of, layouts, one_at_a_time, vacate
 from modulekit.core.pieces import is_small
 from modulekit.core.processes import put
@@ -86,7 +86,8 @@ def meet(variables: Sequence[Variable]) -> bool:
     spread([variable for variable in variables if pack_of(variable) is not None])
     for variable in variables:
         held: Any = variable._held
-        travels = not held.committed or stream_of(variable) is not None
+        is_bound = held.sharding is not None if type(held) is jax.ShapeDtypeStruct else held.committed
+        travels = not is_bound or stream_of(variable) is not None
         if travels and held.sharding != everywhere:
             _move(variable, everywhere)
     return True
@@ -109,10 +110,13 @@ def place(variable: Variable, sharding: jax.sharding.Sharding) -> None:
 def _move(variable: Variable, sharding: jax.sharding.Sharding | None) -> None:
     held: Any = variable._held
     vacate(held)
+    layouts.count += 1
+    if not births.have_values():
+        variable._held = jax.ShapeDtypeStruct(held.shape, held.dtype, sharding=sharding)
+        return
     array = held.array() if type(held) is Place else held
     variable._held = jax.device_put(np.asarray(array)) if sharding is None else put(array, sharding)
     variable._lend()
-    layouts.count += 1
 
 
 def _on_mesh(variable: Variable) -> NamedSharding | None:

@@ -74,7 +74,7 @@ class Variable(Arithmetic):
         self._trainable, self._frozen = bool(trainable), False
         self._tallies: tuple[tuple[provenance.Tally, int], ...] = ()
         self._holders: tuple[tuple[Any, str], ...] = ()
-        self._held: jax.Array | Place = _initial_array(initial_value, dtype, self._name)
+        self._held: jax.Array | Place | jax.ShapeDtypeStruct = _initial_array(initial_value, dtype, self._name)
         self._version, self._written = 0, (provenance.now(), self._origin)
         self._lend()
         births.note(self)
@@ -165,10 +165,10 @@ class Variable(Arithmetic):
         """Returns the current array as it is, whatever getters and casts are switched on; else as `.value`."""
         running = overlay.active()
         if running is not None:
-            return running.read(self)
+            return self._traceable(running.read(self))
         if not overlay.is_concrete() and not foreign.untraced() and foreign.stages():
             raise foreign.refuse_read(self.describe())
-        return self.stored()
+        return self._traceable(self.stored())
 
     def assign(self, value: ArrayLike) -> None:
         """Replaces the value.
@@ -256,11 +256,23 @@ class Variable(Arithmetic):
         return made
 
     def stored(self) -> jax.Array:
-        """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out."""
+        """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out.
+
+        It is a `jax.ShapeDtypeStruct` where the variable was made without a value (`births.without_values`).
+        """
         if isinstance(self._held, Place):
             return self._held.array()
         self._lend()
-        return self._held
+        held: Any = self._held
+        return held
+
+    def _traceable(self, value: Any) -> Any:
+        """Returns a value that was read; what stands for one that does not exist, if the reader only traces."""
+        if type(value) is not jax.ShapeDtypeStruct:
+            return value
+        if not foreign.stages():
+            raise TypeError(f"{self.describe()} has no value: it is planned, and only its shape and dtype are known")
+        return jnp.zeros(value.shape, value.dtype)
 
     def _change(self, value: ArrayLike) -> ArrayLike:
         self.check_writable()
@@ -312,14 +324,19 @@ class Variable(Arithmetic):
     # Copies. A copy is a variable of its own with the same name and value.
 
     def __getstate__(self) -> dict[str, Any]:
+        return self.state_with(np.asarray(self.current()))
+
+    def state_with(self, array: Any) -> dict[str, Any]:
+        """Returns what `__setstate__` takes, with any array, or a `jax.ShapeDtypeStruct` for a variable without a value."""
         return {
-            "array": np.asarray(self.current()), "name": self._name, "origin": tuple(self._origin),
+            "array": array, "name": self._name, "origin": tuple(self._origin),
             "trainable": self._trainable, "frozen": self._frozen, "version": self.version,
             "writer": tuple(self.last_writer),
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._held = jnp.array(state["array"])
+        array = state["array"]
+        self._held = array if isinstance(array, jax.ShapeDtypeStruct) else jnp.array(array)
         self._name, self._trainable = state["name"], state["trainable"]
         self._origin, self._frozen = provenance.Origin(*state["origin"]), state["frozen"]
         self._tallies, self._holders = (), ()
@@ -343,9 +360,9 @@ def _converts(array: jax.Array, wanted: Any) -> bool:
     return array.dtype == jnp.float32 and wanted in (jnp.float16, jnp.bfloat16)
 
 
-def _placed_as(held: jax.Array | Place, array: jax.Array) -> jax.Array:
+def _placed_as(held: jax.Array | Place | jax.ShapeDtypeStruct, array: jax.Array) -> jax.Array:
     """Returns an array that lies as the one held, where that is on several devices."""
-    if isinstance(held, Place) or len(held.sharding.device_set) == 1:
+    if not isinstance(held, jax.Array) or len(held.sharding.device_set) == 1:
         return array
     return put(array, held.sharding)
 

@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modulekit.core import names
+from modulekit.core import births, names
 from modulekit.core.arithmetic import value_of
 from modulekit.core.explain import summarize
-from modulekit.core.overlay import concrete
 from modulekit.core.variable import Variable
 from modulekit.optimizers.base import Optimizer, Update, Wrapped, thawed
 from modulekit.optimizers.slots import SlotTable
@@ -93,13 +92,16 @@ class Accumulated(Wrapped):
         return [None if slots is None else slots[0] for slots in self._slots.of(parameters)]
 
     def _make_missing(self, updated: set[Variable], parameters: list[Variable]) -> None:
-        with names.absolute(self.scope_name), concrete():
+        def make() -> None:
             for parameter, total in zip(parameters, self._sums_of(parameters), strict=True):
                 if total is None and parameter in updated:
                     zeros = jnp.zeros_like(parameter.stored(), jnp.promote_types(parameter.dtype, jnp.float32))
                     made = Variable(zeros, trainable=False, name=f"sums/{parameter.name}")
                     self._slots.add(parameter, [made])
                     self.sums = (*self.sums, made)
+
+        with names.absolute(self.scope_name):
+            births.run_outside(make)
 
 
 def _mean(total: Variable, weight: jax.Array) -> jax.Array:

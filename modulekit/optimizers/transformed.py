@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modulekit.core import names, storage
+from modulekit.core import births, names, storage
 from modulekit.core.arithmetic import value_of
-from modulekit.core.overlay import concrete
 from modulekit.core.pieces import Grouping
 from modulekit.core.variable import Variable
 from modulekit.optimizers.base import Optimizer, Update, check_updates, thawed
@@ -107,7 +106,8 @@ class Transformed(Optimizer):
         if self._counters is not None and None not in owned:
             return
         layout = Layout(transformation, parameters)
-        with names.absolute(self.scope_name), concrete():
+
+        def make() -> None:
             first = plain_leaves(transformation.init([p.current() for p in parameters]))
             if self._counters is None:
                 self._counters = tuple(self._make_counter(layout, first, place) for place in layout.of(SHARED))
@@ -115,6 +115,9 @@ class Transformed(Optimizer):
                 if slots is None:
                     made = [self._make_slot(parameter, layout.leaves[i].field, first[i]) for i in layout.of(index)]
                     self._slots.add(parameter, made)
+
+        with names.absolute(self.scope_name):
+            births.run_outside(make)
 
     def _make_counter(self, layout: Layout, first: Sequence[Any], place: int) -> str:
         """Makes a variable for a leaf that belongs to no parameter; returns the attribute that holds it."""
