@@ -1,9 +1,7 @@
 """Whether a run resumes exactly, tried: straight on one side, with a save, another process and a resume on the other."""
 
-import multiprocessing
 import pickle
 import tempfile
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from modulekit.checkpoints import CheckpointStore
 from modulekit.core import draws
 from modulekit.errors import CheckpointError
+from scenarios.base.elsewhere import CallError, call_elsewhere
 from scenarios.base.events import Event, Progressed
 from scenarios.base.hooks import Hook, Stop
 from scenarios.base.run import Run
@@ -124,24 +123,10 @@ class _Cut:
 
 def _train_elsewhere(pickled: bytes, directory: Path, at: int) -> None:
     """Goes on in a fresh process."""
-    report = directory / "error.txt"
-    process = multiprocessing.get_context("spawn").Process(target=_go_on, args=(pickled, directory, at, report))
-    process.start()
-    process.join()
-    if report.exists():
-        raise ResumeError(f"in another process the run did not go on:\n{report.read_text()}")
-    if process.exitcode:
-        raise ResumeError(
-            f"in another process the run did not go on: it ended with exit code {process.exitcode}. A script that calls "
-            'verify_resume must do so under `if __name__ == "__main__":`, since the other process imports it'
-        )
-
-
-def _go_on(pickled: bytes, directory: Path, at: int, report: Path) -> None:
     try:
-        _train(pickled, directory, at, cut=False)
-    except BaseException:
-        report.write_text(traceback.format_exc())
+        call_elsewhere("verify_resume", _train, pickled, directory, at, False)
+    except CallError as error:
+        raise ResumeError(f"in another process the run did not go on: {error}") from error.error
 
 
 def _end(directory: Path, steps: int) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:

@@ -1,0 +1,95 @@
+"""Calling a function in a fresh process, which begins without anything that this one has made or switched on."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class CallError(Exception):
+    """A function in another process did not return.
+
+    Attributes:
+      error: what it raised; None where its process ended, or where that cannot be pickled.
+    """
+
+    def __init__(self, message: str, error: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+def call_elsewhere(
+    caller: str, function: Callable[..., Any], *args: Any, environment: Mapping[str, str] | None = None
+) -> Any:
+    """Returns what a function returns in a fresh process, which is gone afterwards; it is killed on a Ctrl-C.
+
+    Args:
+      caller: the method that the user has called, for messages.
+      function: at the top of a module.
+      *args: what can be pickled.
+      environment: variables of the process, beside those of this one.
+
+    Raises:
+      CallError: the function raised, and the message is where; or its process ended before.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sending, function, args))
+    with receiving, sending:
+        with _added(environment or {}):
+            process.start()
+        sending.close()  # here, so that the end of the process is the end of what it sends
+        try:
+            returned, result, message = receiving.recv()
+        except EOFError:
+            process.join()  # so that it has an exit code
+            raise CallError(
+                f"it ended with exit code {process.exitcode}. A script that calls {caller} must do so under "
+                '`if __name__ == "__main__":`, since the other process imports it'
+            ) from None
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.join()
+    if not returned:
+        raise CallError(message, pickle.loads(result) if result else None)
+    return result
+
+
+def _answer(sending: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits hears it, and ends this one
+    try:
+        answer = True, function(*args), ""
+    except BaseException as error:
+        answer = False, _pickled(error), traceback.format_exc()
+    sending.send(answer)
+
+
+def _pickled(error: BaseException) -> bytes:
+    """Returns an error that arrives as it was; nothing for one that would not."""
+    with contextlib.suppress(Exception):
+        pickled = pickle.dumps(error)
+        if str(pickle.loads(pickled)) == str(error):
+            return pickled
+    return b""
+
+
+@contextlib.contextmanager
+def _added(environment: Mapping[str, str]) -> Iterator[None]:
+    """Context in which a process that starts finds more variables in its environment."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ |= environment
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
