@@ -13,6 +13,7 @@ from scenarios.autoencoders import (
 )
 from scenarios.base import events
 from scenarios.base.hooks import Hook, Stop
+from scenarios.base.mesh_plan import MeshPlan
 from scenarios.base.nonfinite import NonFiniteError
 from scenarios.base.preflight import Preflight
 from scenarios.base.repetition import Repetition
@@ -38,6 +39,7 @@ __all__ = [
     "Ensemble",
     "Hook",
     "ImageFilter",
+    "MeshPlan",
     "NonFiniteError",
     "Preflight",
     "Repetition",

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-
-
-PROGRAMS = {"shard_on_eight_devices.py": 9, "train_on_eight_devices.py": 6, "divide_members_on_eight_devices.py": 6}
+PROGRAMS = {
+    "shard_on_eight_devices.py": 9,
+    "train_on_eight_devices.py": 6,
+    "send_on_eight_devices.py": 5,
+    "divide_members_on_eight_devices.py": 6,
+}
 
 
 @pytest.mark.parametrize(("program", "laws"), PROGRAMS.items())

@@ -20,7 +20,7 @@ PRESETS = {
     "tensor_parallel": sharding.tensor_parallel,
     MEMBERS: sharding.data_parallel,  # their work is divided; every device has their variables
 }
-_BATCH = "data"  # the axis of a mesh that divides batches
+BATCH_AXIS = "data"  # the axis of a mesh that divides batches
 
 
 class Devices:
@@ -43,7 +43,7 @@ class Devices:
     ) -> None:
         self._rules = rules_of(placement)
         self._mesh = None if axes is None else sharding.make_mesh(axes)
-        self._parts = 1 if self._mesh is None else self._mesh.shape.get(_BATCH, 1)
+        self._parts = 1 if self._mesh is None else self._mesh.shape.get(BATCH_AXIS, 1)
         divides = isinstance(placement, str) and MEMBERS in _names(placement)
         self.members_axis = MEMBERS if divides else None
         if divides and not has_members:
@@ -105,7 +105,7 @@ class Devices:
         """
         if self._mesh is None or self._parts == 1:
             return batch
-        place = NamedSharding(self._mesh, PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * leading, _BATCH))
+        place = NamedSharding(self._mesh, PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * leading, BATCH_AXIS))
 
         def divide(array: Any) -> Any:
             size = array.shape[leading]

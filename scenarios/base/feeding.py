@@ -6,6 +6,7 @@ host, `source` is a stack of batches and a row the number of one.
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -118,8 +119,7 @@ class Fed:
         except StopIteration:
             raise ValueError(f"the data has no batch: {stream.describe()}") from None
         self.batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), first.arrays)
-        size = sum(array.nbytes for array in jax.tree.leaves(first.arrays))
-        self._most = min(_MOST, max(1, _STACK // max(size, 1)))
+        self._most = batches_in_stack(self.batch)
         self._stack: _Stack | None = self._stacked(first, before)
         self._next: _Stack | None = None
 
@@ -215,10 +215,26 @@ def specification(data: Arrays, shape: tuple[int, ...]) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*shape, *a.shape[1:]), a.dtype), data.arrays)
 
 
+def batches_in_stack(batch: Any) -> int:
+    """Returns how many batches are put on the device at once, from the structure of one."""
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
+    return min(_MOST, max(1, _STACK // max(size, 1)))
+
+
+def stack_specification(batch: Any) -> Any:
+    """Returns the structure of such a stack."""
+    count = batches_in_stack(batch)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), batch)
+
+
 def fits_on_device(data: Arrays) -> bool:
     """Returns whether the examples take no more than half of the device's free memory; true where that is the host's."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in statistics:
         return True
-    free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+    return fits_in(data, statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
+
+
+def fits_in(data: Arrays, free: int) -> bool:
+    """Returns whether the examples take no more than half of so many bytes."""
     return sum(array.nbytes for _, array in data.leaves) <= _SHARE * free

@@ -47,7 +47,15 @@ def program_cost(update: Callable[[Any], Any], batch: Any) -> ProgramCost:
     Raises:
       ValueError: the device does not tell.
     """
-    compiled = mk.jit(update, donate=False).lower(batch).compile()
+    return cost_of(mk.jit(update, donate=False).lower(batch).compile())
+
+
+def cost_of(compiled: jax.stages.Compiled) -> ProgramCost:
+    """Returns what a compiled program costs, on each device if there are several.
+
+    Raises:
+      ValueError: the device does not tell.
+    """
     memory = compiled.memory_analysis()
     if memory is None:
         raise ValueError(f"{jax.local_devices()[0].device_kind} does not say how much memory a program takes")

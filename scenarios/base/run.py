@@ -125,14 +125,11 @@ class Run:
                 progress = progress_in(store, step)
             feed = self._feed(progress)
             closing.callback(feed.close)
-            with self._devices.making(self.parts):
-                stepper = self._stepper(feed, None)
+            stepper, kept_parts = self.made(feed.batch)
             if self.method("check") is not None:
                 examples = self.examples if isinstance(self.examples, Arrays) else None
                 self.scenario.check(examples, self.eval_examples, **self.parts)
-            kept_parts = self.parts if self._average is None else {**self.parts, "ema": self._average}
             variables = variables_by_path(kept_parts)
-            self._devices.place(kept_parts)
             if settings.directory is not None and restore:
                 self._check_held(stepper, variables)
                 store = store or self._opened(settings.directory, closing)
@@ -141,8 +138,23 @@ class Run:
                 if restored is not None:
                     progress = restored
                     if settings.steps_per_call is None:
-                        stepper = self._stepper(feed, progress.in_loop)
+                        stepper = self._stepper(feed.batch, progress.in_loop)
             yield Prepared(feed, stepper, self._evaluator(), saver, variables, progress)
+
+    def made(self, batch: Any) -> tuple[Stepper, dict[str, Any]]:
+        """Makes the variables that do not exist yet, and puts all where they are to lie.
+
+        Args:
+          batch: the structure of a batch, of `jax.ShapeDtypeStruct`s.
+
+        Returns:
+          What runs updates, and the parts with the average of the weights.
+        """
+        with self._devices.making(self.parts):
+            stepper = self._stepper(batch, None)
+        parts = self.parts if self._average is None else {**self.parts, "ema": self._average}
+        self._devices.place(parts)
+        return stepper, parts
 
     def _opened(self, directory: Path, closing: ExitStack) -> CheckpointStore:
         """Opens the store of states, to be closed at the end: at once where the user has left at once."""
@@ -208,14 +220,12 @@ class Run:
             print(f"{self.name} on {self.examples.describe()}", file=sys.stderr, flush=True)
         return Fed(self.examples, place=self._devices.everywhere)
 
-    def _stepper(self, feed: Feed, in_loop: bool | None) -> Stepper:
+    def _stepper(self, batch: Any, in_loop: bool | None) -> Stepper:
         s = self.settings
         chosen = min(s.steps_per_call, max(s.steps, 1)) if isinstance(s.steps_per_call, int) else None
         around = self.method("around") if s.ema_decay is None else None  # averages read the weights of each step
         within = None if around is None else functools.partial(around, **self.parts)
-        return Stepper(
-            self.update, feed.batch, self._slots, s.seed, chosen, in_loop, within, self._devices, self.leading
-        )
+        return Stepper(self.update, batch, self._slots, s.seed, chosen, in_loop, within, self._devices, self.leading)
 
     def _slots(self) -> set[Variable]:
         optimizers = {name: part for name, part in self.parts.items() if is_optimizer(part)}

@@ -7,21 +7,24 @@ logs, evaluates, saves, resumes and stops.
 
 import abc
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, overload
 
 from modulekit.core.overlay import active, bakes_reads
 from scenarios.base import requests
 from scenarios.base.hooks import Hook, checked_hooks
 from scenarios.base.identity import in_words
+from scenarios.base.mesh_plan import MeshPlan
 from scenarios.base.moment import current_means, current_step
 from scenarios.base.parts import made_state, named_parts
+from scenarios.base.planning import plan, settings_of_plan, stand_ins
 from scenarios.base.preflight import Preflight, preflight
 from scenarios.base.rehearsal import rehearse
 from scenarios.base.repetition import Repetition, repeat
 from scenarios.base.replaying import Replay, replay
 from scenarios.base.result import Result
 from scenarios.base.run import Run
-from scenarios.base.settings import checked_settings
+from scenarios.base.settings import Settings, checked_settings
 from scenarios.base.verification import Verification, verify
 
 
@@ -214,6 +217,7 @@ class Scenario(abc.ABC):
         """
         return rehearse(self._run(args, data, eval_data, hooks, parts))
 
+    @overload
     def preflight(
         self,
         *args: Any,
@@ -222,9 +226,37 @@ class Scenario(abc.ABC):
         hooks: Iterable[Hook] = (),
         overfit: bool = True,
         memory_limit: int | None = None,
+        mesh: None = None,
         **parts: Any,
-    ) -> Preflight:
+    ) -> Preflight: ...
+
+    @overload
+    def preflight(
+        self,
+        *args: Any,
+        data: Any,
+        memory_limit: int | None = None,
+        mesh: Mapping[str, int],
+        placement: str | Mapping[str, Any] | None = None,
+        **parts: Any,
+    ) -> MeshPlan: ...
+
+    def preflight(
+        self,
+        *args: Any,
+        data: Any,
+        eval_data: Any = None,
+        hooks: Iterable[Hook] = (),
+        overfit: bool = True,
+        memory_limit: int | None = None,
+        mesh: Mapping[str, int] | None = None,
+        placement: str | Mapping[str, Any] | None = None,
+        **parts: Any,
+    ) -> Preflight | MeshPlan:
         """Says what a run will cost in memory, time and disk, and what is wrong with it; then all is as it was.
+
+        With a `mesh` it says instead what an update will take on each of those devices, which need not be there: another
+        process compiles it for them. Nothing runs then, no variable is made here, and values of parts and data do not count.
 
         Args:
           *args: as for a call; variables that do not exist yet are made, and keep their first values.
@@ -232,16 +264,31 @@ class Scenario(abc.ABC):
           eval_data: as for a call.
           hooks: as for a call; they hear nothing.
           overfit: whether to train on one batch for a while, to see whether it can be learned by heart.
-          memory_limit: bytes of memory to reckon with; None for those of the device.
+          memory_limit: bytes of memory to reckon with; None for those of the device. On a mesh, those of each device; what
+            an update takes is then compared with them if they are given, and all examples are taken to lie on the devices
+            where they fit in half of them, unless `data_on_device` says so.
+          mesh: how many devices there are along each axis, such as `{"data": 256, "model": 2}`.
+          placement: how variables lie on the mesh; as in the settings if None.
           **parts: as for a call.
 
         Returns:
           The report: `print` it, read its `warnings`, or keep `in_json()`. What an update would raise, this raises now.
+          With a mesh, a `scenarios.MeshPlan`.
         """
+        if mesh is not None:
+            settings = settings_of_plan(self.settings, mesh, placement)
+            run = self._run(args, stand_ins(data), None, (), parts, replace(settings, mesh=None))
+            return plan(run, settings, memory_limit)
         return preflight(self._run(args, data, eval_data, hooks, parts), overfit, memory_limit)
 
     def _run(
-        self, args: tuple[Any, ...], data: Any, eval_data: Any, hooks: Iterable[Hook], parts: Mapping[str, Any]
+        self,
+        args: tuple[Any, ...],
+        data: Any,
+        eval_data: Any,
+        hooks: Iterable[Hook],
+        parts: Mapping[str, Any],
+        settings: Settings | None = None,
     ) -> Run:
         if active() is not None or bakes_reads():
             raise RuntimeError(
@@ -249,4 +296,4 @@ class Scenario(abc.ABC):
             )
         state = made_state(self)
         named = named_parts(self.update, type(self).__name__, args, parts, state)
-        return Run(self, self.settings, {**named, **state}, data, eval_data, checked_hooks(hooks), state)
+        return Run(self, settings or self.settings, {**named, **state}, data, eval_data, checked_hooks(hooks), state)

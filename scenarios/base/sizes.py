@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,15 @@ class PartSize:
     is_optimizer: bool
 
 
-def part_sizes(parts: Mapping[str, Any]) -> tuple[PartSize, ...]:
-    """Returns the size of each part that holds variables."""
+def part_sizes(
+    parts: Mapping[str, Any], size_of: Callable[[Iterable[Variable]], int] | None = None
+) -> tuple[PartSize, ...]:
+    """Returns the size of each part that holds variables.
+
+    Args:
+      parts: the parts by name.
+      size_of: the bytes that count of variables; those of their arrays if None.
+    """
     counted: set[Variable] = set()
     found = []
     for name, part in parts.items():
@@ -42,16 +49,16 @@ def part_sizes(parts: Mapping[str, Any]) -> tuple[PartSize, ...]:
         if own:
             trainable = sum(v.size for v in own if v.trainable)
             numbers = sum(v.size for v in own)
-            found.append(PartSize(name, numbers, trainable, bytes_of(own), is_optimizer(part)))
+            found.append(PartSize(name, numbers, trainable, (size_of or bytes_of)(own), is_optimizer(part)))
     return tuple(found)
 
 
-def sizes_table(sizes: Iterable[PartSize]) -> str:
-    """Returns the sizes as a table."""
+def sizes_table(sizes: Iterable[PartSize], of_bytes: str = "Memory") -> str:
+    """Returns the sizes as a table; `of_bytes` heads the column of bytes."""
     rows = [
         (s.name, f"{s.numbers:,}", f"{s.trainable:,}", in_bytes(s.bytes) + " of slots" * s.is_optimizer) for s in sizes
     ]
-    return table(("Part", "Numbers", "Trainable", "Memory"), rows)
+    return table(("Part", "Numbers", "Trainable", of_bytes), rows)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Stepper:
         leading: int = 0,
     ) -> None:
         self._update = update
+        self._leading = leading
         self._around = around
         self._slots = slots
         self._seed = seed
@@ -98,6 +99,18 @@ class Stepper:
         """The variables that the update writes, without the random stream, which starts anew at each step."""
         stream = default_stream()
         return [v for v in self.footprint.writes if v is not stream.key and v is not stream.counter]
+
+    def lowered(self, source: Any, row: Any) -> jax.stages.Lowered:
+        """Returns the program of a single step before XLA compiles it. Nothing runs, and variables need no values.
+
+        Args:
+          source: the examples of a chunk, as `jax.ShapeDtypeStruct`s.
+          row: what the step takes of them, likewise.
+        """
+        place = self._devices.everywhere
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        forms = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), (source, row, step))
+        return self._one.lower(*forms)
 
     def attempt(self, step: int, chunk: Chunk, index: int) -> list[Any]:
         """Returns the values that a step, at a place in a chunk, would give `variables`, which stay as they are."""

@@ -64,6 +64,12 @@ def a_run_is_the_same_on_any_devices_in_any_form_and_for_uneven_batches() -> Non
 
 
 @law
+def uneven_batches_from_the_host_are_divided_by_examples_and_not_by_features() -> None:
+    expected = numbers(run(batch_size=30)[0])
+    near(numbers(run(batch_size=30, data_on_device=False, mesh={"data": 8})[0]), expected, 1e-5)
+
+
+@law
 def weights_are_made_where_they_are_to_lie() -> None:
     net = run(1, mesh={"data": 8}, placement="fully_sharded")[1]
     shards = net.mlp.layers[0].w.value.addressable_shards
