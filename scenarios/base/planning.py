@@ -17,6 +17,7 @@ import numpy as np
 from modulekit.core import births, storage
 from modulekit.core.variable import Variable
 from modulekit.data import Arrays
+from modulekit.data.structure import map_leaves
 from scenarios.base.collectives import collectives_in
 from scenarios.base.devices import BATCH_AXIS, rules_of
 from scenarios.base.elsewhere import CallError, call_elsewhere
@@ -53,12 +54,12 @@ def settings_of_plan(settings: Settings, mesh: Any, placement: str | Mapping[str
 def stand_ins(data: Any) -> Any:
     """Returns arrays of zeros that take no memory in place of the `jax.ShapeDtypeStruct`s in a structure."""
 
-    def stand_in(leaf: Any) -> Any:
+    def stand_in(leaf: Any, path: str) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return leaf
         return np.broadcast_to(np.zeros((), jax.dtypes.canonicalize_dtype(leaf.dtype)), leaf.shape)
 
-    return jax.tree.map(stand_in, data)
+    return map_leaves(stand_in, data, "data")
 
 
 def plan(run: Run, settings: Settings, memory_limit: int | None) -> MeshPlan:

@@ -256,7 +256,9 @@ class Scenario(abc.ABC):
         """Says what a run will cost in memory, time and disk, and what is wrong with it; then all is as it was.
 
         With a `mesh` it says instead what an update will take on each of those devices, which need not be there: another
-        process compiles it for them. Nothing runs then, no variable is made here, and values of parts and data do not count.
+        process compiles it for them. Nothing runs then, no variable is made here, and values of parts and data do not count:
+        data may hold `jax.ShapeDtypeStruct([examples, ...], dtype)` in place of arrays, and `eval_data`, `hooks` and `check`
+        are not looked at. What is switched on in this process, such as a precision, is not in the other one.
 
         Args:
           *args: as for a call; variables that do not exist yet are made, and keep their first values.
