@@ -160,7 +160,7 @@ def test_a_mesh_is_a_number_of_devices_for_each_axis(mesh: Any, kind: type[Excep
         case.scenario.preflight(*case.parts, data=case.data, mesh=mesh)
 
 
-def refused(kind: type[Exception], message: str, *parts: Any, data: Any = None, **options: Any) -> None:
+def check_refused(kind: type[Exception], message: str, *parts: Any, data: Any = None, **options: Any) -> None:
     case = PLANNED["data parallel"]()
     given = [*parts, *case.parts[len(parts) :]]
     with pytest.raises(kind, match=re.escape(message)):
@@ -168,9 +168,11 @@ def refused(kind: type[Exception], message: str, *parts: Any, data: Any = None, 
 
 
 def test_other_data_and_placements_are_refused_before_anything_starts() -> None:
-    refused(ValueError, "there is no preset 'fsdp'. There are data_parallel", placement="fsdp")
-    refused(TypeError, "a plan knows the batches from the data, which is", data=iter([PLANNED["data parallel"]().data]))
-    refused(ValueError, "Supervised cannot be planned in another process, since something", lambda x: x)
+    check_refused(ValueError, "there is no preset 'fsdp'. There are data_parallel", placement="fsdp")
+    check_refused(
+        TypeError, "a plan knows the batches from the data, which is", data=iter([PLANNED["data parallel"]().data])
+    )
+    check_refused(ValueError, "Supervised cannot be planned in another process, since something", lambda x: x)
 
 
 class Misfit(mk.Module):
@@ -195,12 +197,12 @@ class Peeking(Misfit):
 
 
 def test_what_the_other_process_finds_wrong_is_raised_here() -> None:
-    refused(
+    check_refused(
         TypeError, "dot_general requires contracting dimensions to have the same shape, got (16,) and (3,)", Misfit()
     )
-    refused(TypeError, "has no value: it is planned, and only its shape and dtype are known", Peeking())
-    refused(ValueError, "no variable fits the pattern 'norm/**'", placement={"norm/**": []})
-    refused(
+    check_refused(TypeError, "has no value: it is planned, and only its shape and dtype are known", Peeking())
+    check_refused(ValueError, "no variable fits the pattern 'norm/**'", placement={"norm/**": []})
+    check_refused(
         ValueError, "is to be divided along 'rows', and the mesh has the axes ['data']", placement={"**/w": ["rows"]}
     )
 

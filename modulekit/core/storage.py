@@ -17,7 +17,7 @@ from modulekit.core.variable import Variable
 
 def stored_arrays(variables: Sequence[Variable]) -> list[jax.Array]:
     """Returns the arrays of `variables`, as they are."""
-    return [held.array() if type(held) is Place else held for held in [v._held for v in variables]]  # type: ignore[misc]
+    return [held.array() if type(held) is Place else held for held in [v._held for v in variables]]
 
 
 def own(variables: Sequence[Variable]) -> None:

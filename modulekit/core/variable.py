@@ -74,7 +74,7 @@ class Variable(Arithmetic):
         self._trainable, self._frozen = bool(trainable), False
         self._tallies: tuple[tuple[provenance.Tally, int], ...] = ()
         self._holders: tuple[tuple[Any, str], ...] = ()
-        self._held: jax.Array | Place | jax.ShapeDtypeStruct = _initial_array(initial_value, dtype, self._name)
+        self._held: Any = _initial_array(initial_value, dtype, self._name)
         self._version, self._written = 0, (provenance.now(), self._origin)
         self._lend()
         births.note(self)
@@ -165,10 +165,10 @@ class Variable(Arithmetic):
         """Returns the current array as it is, whatever getters and casts are switched on; else as `.value`."""
         running = overlay.active()
         if running is not None:
-            return self._traceable(running.read(self))
+            return _traceable(self, running.read(self))
         if not overlay.is_concrete() and not foreign.untraced() and foreign.stages():
             raise foreign.refuse_read(self.describe())
-        return self._traceable(self.stored())
+        return _traceable(self, self.stored())
 
     def assign(self, value: ArrayLike) -> None:
         """Replaces the value.
@@ -256,23 +256,11 @@ class Variable(Arithmetic):
         return made
 
     def stored(self) -> jax.Array:
-        """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out.
-
-        It is a `jax.ShapeDtypeStruct` where the variable was made without a value (`births.without_values`).
-        """
+        """Returns the array that the box itself holds, whatever is being traced, and counts it as handed out."""
         if isinstance(self._held, Place):
             return self._held.array()
         self._lend()
-        held: Any = self._held
-        return held
-
-    def _traceable(self, value: Any) -> Any:
-        """Returns a value that was read; what stands for one that does not exist, if the reader only traces."""
-        if type(value) is not jax.ShapeDtypeStruct:
-            return value
-        if not foreign.stages():
-            raise TypeError(f"{self.describe()} has no value: it is planned, and only its shape and dtype are known")
-        return jnp.zeros(value.shape, value.dtype)
+        return self._held
 
     def _change(self, value: ArrayLike) -> ArrayLike:
         self.check_writable()
@@ -324,15 +312,7 @@ class Variable(Arithmetic):
     # Copies. A copy is a variable of its own with the same name and value.
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.state_with(np.asarray(self.current()))
-
-    def state_with(self, array: Any) -> dict[str, Any]:
-        """Returns what `__setstate__` takes, with any array, or a `jax.ShapeDtypeStruct` for a variable without a value."""
-        return {
-            "array": array, "name": self._name, "origin": tuple(self._origin),
-            "trainable": self._trainable, "frozen": self._frozen, "version": self.version,
-            "writer": tuple(self.last_writer),
-        }  # fmt: skip
+        return state_of(self, np.asarray(self.current()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         array = state["array"]
@@ -350,6 +330,23 @@ class Variable(Arithmetic):
         text = f"{self.dtype}[{','.join(str(size) for size in self.shape)}]"
         flags = ("" if self._trainable else ", trainable=False") + (", frozen" if self._frozen else "")
         return f"Variable({self._name!r}, {text}{flags})"
+
+
+def state_of(variable: Variable, array: Any) -> dict[str, Any]:
+    """Returns what a variable is pickled as, with any array, or a `jax.ShapeDtypeStruct` to pickle it without its value."""
+    return {
+        "array": array, "name": variable.name, "origin": tuple(variable.origin), "trainable": variable._trainable,
+        "frozen": variable.frozen, "version": variable.version, "writer": tuple(variable.last_writer),
+    }  # fmt: skip
+
+
+def _traceable(variable: Variable, value: Any) -> Any:
+    """Returns a value that was read; for one that does not exist, something of its form, if the reader only traces."""
+    if type(value) is not jax.ShapeDtypeStruct:
+        return value
+    if not foreign.stages():
+        raise TypeError(f"{variable.describe()} has no value: it is planned, and only its shape and dtype are known")
+    return jnp.zeros(value.shape, value.dtype)
 
 
 def _converts(array: jax.Array, wanted: Any) -> bool:

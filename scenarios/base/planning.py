@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from modulekit.core import births, storage
-from modulekit.core.variable import Variable
+from modulekit.core.variable import Variable, state_of
 from modulekit.data import Arrays
 from modulekit.data.structure import map_leaves
 from scenarios.base.collectives import collectives_in
@@ -105,7 +105,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, Variable):
             return NotImplemented
-        return Variable.__new__, (Variable,), value.state_with(jax.ShapeDtypeStruct(value.shape, value.dtype))
+        return Variable.__new__, (Variable,), state_of(value, jax.ShapeDtypeStruct(value.shape, value.dtype))
 
 
 def _pickled(run: Run, contents: Any) -> bytes:
