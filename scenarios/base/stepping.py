@@ -65,7 +65,6 @@ class Stepper:
         leading: int = 0,
     ) -> None:
         self._update = update
-        self._leading = leading
         self._around = around
         self._slots = slots
         self._seed = seed
