@@ -22,18 +22,28 @@ def are_several() -> bool:
     return jax.process_count() > 1
 
 
-def put(arrays: Any, sharding: jax.sharding.Sharding | None, **options: Any) -> Any:
-    """Returns a structure of arrays, the same in each process, where they are to lie: as `jax.device_put`."""
-    if sharding is None or sharding.is_fully_addressable:
+def put(arrays: Any, sharding: Any, **options: Any) -> Any:
+    """Returns a structure of arrays, the same in each process, where they are to lie: as `jax.device_put`.
+
+    Args:
+      arrays: the arrays.
+      sharding: of all of them, or a structure of shardings; None for JAX's own choice.
+      **options: of `jax.device_put`.
+    """
+    places = [place for place in jax.tree.leaves(sharding) if not place.is_fully_addressable]
+    if not places:
         return jax.device_put(arrays, sharding, **options)
+    is_copied = not options.get("may_alias", True)
 
-    def placed(array: Any) -> Any:
+    def placed(array: Any, place: Any) -> Any:
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            return jax.device_put(array, sharding)
-        whole = array if jnp.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array)
-        return jax.make_array_from_callback(np.shape(whole), sharding, lambda index: whole[index])
+            return jax.device_put(array, place)
+        whole = array if jnp.issubdtype(array.dtype, jax.dtypes.extended) else np.array(array, copy=is_copied or None)
+        return jax.make_array_from_callback(np.shape(whole), place, lambda index: whole[index])
 
-    return jax.tree.map(placed, arrays)
+    if isinstance(sharding, jax.sharding.Sharding):
+        return jax.tree.map(lambda array: placed(array, sharding), arrays)
+    return jax.tree.map(placed, arrays, sharding)
 
 
 def whole(arrays: Sequence[Any]) -> list[Any]:

@@ -21,6 +21,7 @@ PRESETS = {
     MEMBERS: sharding.data_parallel,  # their work is divided; every device has their variables
 }
 BATCH_AXIS = "data"  # the axis of a mesh that divides batches
+_EXAMPLE_AXES = (BATCH_AXIS, "sequence")  # those that divide the axis of the batch, and the one after it
 
 
 class Devices:
@@ -103,20 +104,37 @@ class Devices:
         Where the batch has no equal parts, the last device gets fewer examples, and zeros that nothing looks at. The axes
         before lie as what is done with them asks for.
         """
-        if self._mesh is None or self._parts == 1:
+        mesh = self._mesh
+        if mesh is None or not any(mesh.shape.get(name, 1) > 1 for name in _EXAMPLE_AXES):
             return batch
-        place = NamedSharding(self._mesh, PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * leading, BATCH_AXIS))
 
         def divide(array: Any) -> Any:
             size = array.shape[leading]
-            missing = -size % self._parts
-            if not missing:
-                return jax.lax.with_sharding_constraint(array, place)
-            widths = [(0, missing if axis == leading else 0) for axis in range(array.ndim)]
-            padded = jax.lax.with_sharding_constraint(jnp.pad(array, widths), place)
-            return jax.lax.slice_in_dim(padded, 0, size, axis=leading)
+            widths = [(0, -size % self._parts if axis == leading else 0) for axis in range(array.ndim)]
+            padded = jnp.pad(array, widths) if size % self._parts else array
+            axes = self._example_axes(padded.shape, leading)
+            spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * leading, *axes)
+            placed = jax.lax.with_sharding_constraint(padded, NamedSharding(mesh, spec))
+            return jax.lax.slice_in_dim(placed, 0, size, axis=leading) if size % self._parts else placed
 
         return jax.tree.map(divide, batch)
+
+    def place_of(self, shape: tuple[int, ...], leading: int) -> NamedSharding | None:
+        """Returns how examples from the host lie, `[..., batch, ...]`: each process sends its devices only their part.
+
+        Args:
+          shape: of an array. Where its batch has no equal parts, every device has all of it.
+          leading: the number of axes before the batch.
+        """
+        if self._mesh is None:
+            return None
+        return NamedSharding(self._mesh, PartitionSpec(*[None] * leading, *self._example_axes(shape, leading)))
+
+    def _example_axes(self, shape: tuple[int, ...], leading: int) -> list[str | None]:
+        """Returns the axes of the mesh that divide the batch and the axis after it; None for one without equal parts."""
+        parts = {} if self._mesh is None else self._mesh.shape
+        pairs = zip(_EXAMPLE_AXES, shape[leading:], strict=False)
+        return [name if parts.get(name, 1) > 1 and size % parts[name] == 0 else None for name, size in pairs]
 
     def check_divisible(self, members: Sequence[int]) -> None:
         """Raises `ValueError` if members that are trained side by side cannot be divided evenly among the devices."""

@@ -7,7 +7,7 @@ host, `source` is a stack of batches and a row the number of one.
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ import numpy as np
 from modulekit.core.processes import put
 from modulekit.data import Arrays, Group, Prefetch, Stream
 from scenarios.base.batches import Choose, ChosenBatches, Indices
+
+PlaceOf = Callable[[tuple[int, ...]], jax.sharding.Sharding | None]
 
 _STACK = 2**24  # bytes of a stack of batches: many steps a call, and little memory
 _MOST = 500  # batches of a stack
@@ -104,13 +106,13 @@ class Fed:
       stream: the batches.
       indices: which examples the batches are of, where that is known. The stream's position is then a function of the
         step, and is not told.
-      place: the sharding of stacks; None for JAX's own choice.
+      place: returns the sharding of a stack from its shape; None for JAX's own choice.
 
     Raises:
       ValueError: the stream has no batch.
     """
 
-    def __init__(self, stream: Stream, indices: Choose | None = None, place: Any = None) -> None:
+    def __init__(self, stream: Stream, indices: Choose | None = None, place: PlaceOf | None = None) -> None:
         self._indices, self._place = indices, place
         self._prefetch = Prefetch(stream, group=1)
         before = self._prefetch.state
@@ -162,7 +164,10 @@ class Fed:
         specification = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), group.arrays)
         is_odd = bool(specification != self.batch)
         size = group.count if is_odd else self._most
-        source = put(jax.tree.map(lambda array: _padded(array, size), group.arrays), self._place, may_alias=False)
+        padded = jax.tree.map(lambda array: _padded(array, size), group.arrays)
+        of = self._place
+        places = None if of is None else jax.tree.map(lambda array: of(array.shape), padded)
+        source = put(padded, places, may_alias=False)
         return _Stack(source, [before, *group.states], is_odd)
 
 
@@ -195,7 +200,14 @@ def _padded(array: Any, size: int) -> Any:
     return padded
 
 
-def arrays_feed(data: Arrays, choose: Choose, step: int, on_device: bool | None, place: Any = None) -> Feed:
+def arrays_feed(
+    data: Arrays,
+    choose: Choose,
+    step: int,
+    on_device: bool | None,
+    everywhere: Any = None,
+    place: PlaceOf | None = None,
+) -> Feed:
     """Returns the feed of examples in memory, from a step on.
 
     Args:
@@ -203,10 +215,11 @@ def arrays_feed(data: Arrays, choose: Choose, step: int, on_device: bool | None,
       choose: which of them an update takes.
       step: the first step.
       on_device: whether all of them are put on the device; None: if they fit.
-      place: the sharding of what is put there; None for JAX's own choice.
+      everywhere: the sharding of all of them; None for JAX's own choice.
+      place: as for `Fed`.
     """
     if fits_on_device(data) if on_device is None else on_device:
-        return Resident(data, choose, place)
+        return Resident(data, choose, everywhere)
     return Fed(ChosenBatches(data, choose, step), choose, place)
 
 

@@ -131,8 +131,10 @@ def _planned(pickled: bytes, memory_limit: int | None) -> MeshPlan:
         stepper, kept_parts = run.made(batch)
         if _lies_on_device(data, settings, memory_limit):
             source, row = specification(data, (data.size,)), jax.ShapeDtypeStruct((*leading, examples), np.int32)
+            source = jax.tree.map(lambda a: _placed(a, run.devices.everywhere), source)
         else:
             source, row = stack_specification(batch), jax.ShapeDtypeStruct((), np.int32)
+            source = jax.tree.map(lambda a: _placed(a, run.place_of_stack(a.shape)), source)
         compiled = stepper.lowered(source, row).compile()
     groups, divided = math.prod(leading), settings.mesh.get(BATCH_AXIS, 1)
     return MeshPlan(
@@ -143,11 +145,15 @@ def _planned(pickled: bytes, memory_limit: int | None) -> MeshPlan:
         groups * examples,
         groups * -(-examples // divided),
         examples % divided == 0,
-        sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(source)),
+        sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(source)),
         cost_of(compiled),
         collectives_in(compiled.as_text() or ""),
         memory_limit,
     )
+
+
+def _placed(form: jax.ShapeDtypeStruct, place: jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(form.shape, form.dtype, sharding=place)
 
 
 def _lies_on_device(data: Arrays, settings: Settings, memory_limit: int | None) -> bool:

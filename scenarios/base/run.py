@@ -15,7 +15,7 @@ import modulekit as mk
 from modulekit.averaging import WeightAverage
 from modulekit.checkpoints import CheckpointStore, check_writable
 from modulekit.core.module import modules_in
-from modulekit.core.processes import is_first
+from modulekit.core.processes import is_first, whole
 from modulekit.core.randomness import default_stream
 from modulekit.core.variable import Variable
 from modulekit.data import Arrays, Pipeline, Stream, stream
@@ -54,6 +54,9 @@ class Run:
       eval_data: the examples of evaluation, if there are any.
       hooks: hear the events.
       state: those of the parts that the scenario made.
+
+    Attributes:
+      devices: where variables and examples lie.
     """
 
     scenario: Any
@@ -67,7 +70,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.name = type(self.scenario).__name__
-        self._devices = Devices(self.settings.mesh, self.settings.placement, self.scenario.has_members)
+        self.devices = Devices(self.settings.mesh, self.settings.placement, self.scenario.has_members)
         self.examples: Arrays | Stream = self._stream() if _is_stream(self.data) else Arrays(self.data)
         self.eval_examples = None if self.eval_data is None else Arrays(self.eval_data)
         if isinstance(self.examples, Arrays):
@@ -150,10 +153,10 @@ class Run:
         Returns:
           What runs updates, and the parts with the average of the weights.
         """
-        with self._devices.making(self.parts):
+        with self.devices.making(self.parts):
             stepper = self._stepper(batch, None)
         parts = self.parts if self._average is None else {**self.parts, "ema": self._average}
-        self._devices.place(parts)
+        self.devices.place(parts)
         return stepper, parts
 
     def _opened(self, directory: Path, closing: ExitStack) -> CheckpointStore:
@@ -211,21 +214,26 @@ class Run:
 
     def _feed(self, saved: Progress) -> Feed:
         """Returns what brings the examples, from where the saved run stands."""
-        s = self.settings
+        s, everywhere = self.settings, self.devices.everywhere
+        place = None if everywhere is None else self.place_of_stack
         if isinstance(self.examples, Arrays):
-            return arrays_feed(self.examples, self.choose, saved.step, s.data_on_device, self._devices.everywhere)
+            return arrays_feed(self.examples, self.choose, saved.step, s.data_on_device, everywhere, place)
         if saved.position is not None:
             self.examples.restore(saved.position)
         if s.directory is not None and not self.examples.resumable:
             print(f"{self.name} on {self.examples.describe()}", file=sys.stderr, flush=True)
-        return Fed(self.examples, place=self._devices.everywhere)
+        return Fed(self.examples, place=place)
+
+    def place_of_stack(self, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
+        """Returns how a stack of batches from the host lies, `[count, ..., batch, ...]`; None for one device."""
+        return self.devices.place_of(shape, self.leading + 1)
 
     def _stepper(self, batch: Any, in_loop: bool | None) -> Stepper:
         s = self.settings
         chosen = min(s.steps_per_call, max(s.steps, 1)) if isinstance(s.steps_per_call, int) else None
         around = self.method("around") if s.ema_decay is None else None  # averages read the weights of each step
         within = None if around is None else functools.partial(around, **self.parts)
-        return Stepper(self.update, batch, self._slots, s.seed, chosen, in_loop, within, self._devices, self.leading)
+        return Stepper(self.update, batch, self._slots, s.seed, chosen, in_loop, within, self.devices, self.leading)
 
     def _slots(self) -> set[Variable]:
         optimizers = {name: part for name, part in self.parts.items() if is_optimizer(part)}
@@ -240,9 +248,7 @@ class Run:
         if self._average is not None:
             views["ema_"] = self._average.averaged
         size = self.settings.eval_batch_size
-        return Evaluator(
-            evaluate, self.eval_examples, size, views, self.settings.seed, measure, pictures, self._devices
-        )
+        return Evaluator(evaluate, self.eval_examples, size, views, self.settings.seed, measure, pictures, self.devices)
 
     def _of_data(self, name: str) -> Function | None:
         """Returns a method that looks at the parts and all evaluation data, as a function without arguments."""
@@ -287,7 +293,8 @@ class Run:
         values = stepper.attempt(progress.step, chunk, index)
         written = {held.get(v, v.name): value for v, value in zip(stepper.variables, values, strict=True)}
         indices = None if chunk.indices is None else chunk.indices[index].reshape(-1)
-        batch = self._flat(chunk.batch(index))
+        leaves, structure = jax.tree.flatten(self._flat(chunk.batch(index)))
+        batch = jax.tree.unflatten(structure, whole(leaves))
         program = self._evaluate_batch
         evaluate = None if program is None else functools.partial(program, step=np.int32(progress.step))
         error = examine(progress.step + 1, metrics, indices, batch, written, evaluate, progress.losses)

@@ -44,7 +44,8 @@ class Settings:
         `stop` ends the run, `skip` goes on with the next batch, and `rollback` goes back to the weights of the newest
         state saved at a multiple of `save_interval`, and on with the next batch.
       mesh: how many devices there are along each axis, such as `{"data": 4, "model": 2}`; -1 for as many as there are, once.
-        Batches are divided along `data`. None takes one device. It changes no number but in the last bits.
+        Batches are divided along `data`, and the axis after theirs along `sequence`. None takes one device. It changes no
+        number but in the last bits.
       placement: how variables lie on the mesh: `data_parallel`, `fully_sharded`, `tensor_parallel`, several joined by `+`,
         or partition specs by pattern of paths, such as `{"**/w": [None, "model"]}` (`modulekit.sharding`). `members`, on a
         mesh with an axis of this name, divides the members of an ensemble.

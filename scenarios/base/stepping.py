@@ -103,13 +103,14 @@ class Stepper:
         """Returns the program of a single step before XLA compiles it. Nothing runs, and variables need no values.
 
         Args:
-          source: the examples of a chunk, as `jax.ShapeDtypeStruct`s.
-          row: what the step takes of them, likewise.
+          source: the examples of a chunk, as `jax.ShapeDtypeStruct`s with their shardings.
+          row: what the step takes of them, as one without.
         """
-        place = self._devices.everywhere
-        step = jax.ShapeDtypeStruct((), jnp.int32)
-        forms = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), (source, row, step))
-        return self._one.lower(*forms)
+        numbers = [
+            jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self._devices.everywhere)
+            for a in (row, jax.ShapeDtypeStruct((), jnp.int32))
+        ]
+        return self._one.lower(source, *numbers)
 
     def attempt(self, step: int, chunk: Chunk, index: int) -> list[Any]:
         """Returns the values that a step, at a place in a chunk, would give `variables`, which stay as they are."""

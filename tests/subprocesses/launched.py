@@ -39,7 +39,7 @@ def main() -> None:
     if folder:
         Path(folder[0]).mkdir(parents=True, exist_ok=True)
         Path(folder[0], f"pid_{jax.process_index()}").write_text(str(os.getpid()))
-        settings |= {"save_dir": folder[0], "save_interval": 20, "steps_per_call": 5}
+        settings |= {"save_dir": folder[0], "save_interval": 20, "steps_per_call": 5, "data_on_device": False}
     mk.seed(1)
     axes = {"data": -1, "model": min(2, jax.device_count())} if "tensor_parallel" in placement else {"data": -1}
     train = scenarios.Supervised(int(steps), mesh=axes, placement=placement, seed=0, progress=bool(folder), **settings)

@@ -1,5 +1,6 @@
 """Laws of runs on several devices: checks each, and prints one JSON object of the laws that fail, with the reason."""
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from launched import Net
@@ -16,6 +18,9 @@ from laws import check_laws, law, near, refused
 import modulekit as mk
 import scenarios
 from modulekit.checkpoints import CheckpointStore
+from modulekit.data import Arrays, batch_indices
+from scenarios.base.devices import Devices
+from scenarios.base.feeding import arrays_feed
 
 PLACES: list[tuple[dict[str, int], Any]] = [
     ({"data": 2}, "data_parallel"),
@@ -67,6 +72,45 @@ def a_run_is_the_same_on_any_devices_in_any_form_and_for_uneven_batches() -> Non
 def uneven_batches_from_the_host_are_divided_by_examples_and_not_by_features() -> None:
     expected = numbers(run(batch_size=30)[0])
     near(numbers(run(batch_size=30, data_on_device=False, mesh={"data": 8})[0]), expected, 1e-5)
+
+
+@law
+def what_comes_from_the_host_is_sent_in_parts() -> None:
+    devices = Devices({"data": 8}, "data_parallel")
+    place = functools.partial(devices.place_of, leading=1)
+    for size, part in ((32, 4), (30, 30)):
+        choose = functools.partial(batch_indices, len(X), size, 0)
+        feed = arrays_feed(Arrays((X, Y)), choose, 0, False, devices.everywhere, place)
+        chunk = feed.take(0, 1, 1)
+        feed.close()
+        assert chunk is not None
+        stacks = jax.tree.leaves(chunk.source)
+        assert {shard.data.shape[1] for stack in stacks for shard in stack.addressable_shards} == {part}
+
+
+def next_token(logits: Any, tokens: Any) -> Any:
+    return mk.losses.softmax_cross_entropy(logits[:, :-1], tokens[:, 1:]).mean(axis=-1)
+
+
+@law
+def the_axis_after_the_batch_is_divided_along_the_mesh_axis_sequence() -> None:
+    tokens = RANDOM.integers(11, size=(40, 16))
+
+    def trained(**settings: Any) -> Any:
+        mk.seed(2)
+        net = mk.nets.Transformer(num_layers=1, num_heads=2, key_size=8, vocab_size=11)
+        train = scenarios.Supervised(30, batch_size=8, log_interval=5, progress=False, steps_per_call=5, **settings)
+        return train(net, adam(), next_token, data=(tokens, tokens)).column("loss")[1]
+
+    expected = trained()
+    for mesh in ({"sequence": 8}, {"data": 2, "sequence": 4}, {"data": 2, "sequence": 2, "model": 2}):
+        near(trained(mesh=mesh, placement="tensor_parallel"), expected)
+    divided = Devices({"data": 2, "sequence": 4}, "data_parallel").divided
+    compiled = (
+        jax.jit(lambda batch: divided(batch, 0) * 2).lower(jax.ShapeDtypeStruct((8, 16, 3), jnp.float32)).compile()
+    )
+    (place,) = jax.tree.leaves(compiled.output_shardings)
+    assert place.shard_shape((8, 16, 3)) == (4, 4, 3)
 
 
 @law
