@@ -17,6 +17,7 @@ from scenario_catalogue import exactly
 import modulekit as mk
 import scenarios
 from scenarios.ensemble import EnsembleModel
+from scenarios.ensemble.forms import is_worth_a_trial
 from scenarios.ensemble.lanes import grouped
 from scenarios.ensemble.numbers import differing, replaced
 from scenarios.ensemble.programs import trace
@@ -160,7 +161,11 @@ def halved(count: Any) -> Any:
 
 def groups_of(models: Sequence[Any], optimizers: Sequence[Any], vectorized: bool = True) -> list[tuple[int, ...]]:
     """Returns which members would be trained side by side."""
-    x, y = (jax.ShapeDtypeStruct((BATCH, *array.shape[1:]), array.dtype) for array in DATA)
+    return [group.members for group in traced(models, optimizers, vectorized)]
+
+
+def traced(models: Sequence[Any], optimizers: Sequence[Any], vectorized: bool = True, data: Any = DATA) -> Any:
+    x, y = (jax.ShapeDtypeStruct((BATCH, *array.shape[1:]), array.dtype) for array in data)
     named = differing(optimizers)
 
     def program(model: Any, optimizer: Any, own: Any) -> Any:
@@ -173,7 +178,7 @@ def groups_of(models: Sequence[Any], optimizers: Sequence[Any], vectorized: bool
         return trace(update, optimizer, own, (x, y))
 
     programs = [program(*member) for member in zip(models, optimizers, named, strict=True)]
-    return [group.members for group in grouped(programs, vectorized)]
+    return grouped(programs, vectorized)
 
 
 def test_members_are_side_by_side_where_their_updates_are_the_same_program() -> None:
@@ -250,6 +255,63 @@ def test_a_penalty_and_the_sum_of_losses_are_those_of_the_docstring() -> None:
         loss = (error**2).mean(axis=1).sum() + 0.5 * (w**2).sum()
         np.testing.assert_allclose(result.history[0][f"member{member}_loss"], loss, rtol=1e-5)
         np.testing.assert_allclose(models[member].w.numpy(), w - 0.01 * (x.T @ error + w), rtol=1e-4, atol=1e-6)
+
+
+# Side by side or one after the other.
+
+
+def forms(
+    monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float], least: float | None = None, **options: Any
+) -> tuple[list[Any], Any]:
+    """Trains where a trial finds that the two forms take these seconds, and is made from so many operations on."""
+    left = iter(seconds)
+    monkeypatch.setattr("scenarios.ensemble.forms.seconds_of", lambda form, count: next(left))
+    if least is not None:
+        monkeypatch.setattr("scenarios.ensemble.forms.LARGE", least)
+    models = built(mlp, 2)
+    result = train(models, adams(2), seeds=SEEDS[:2], split="bootstrap", steps_per_call=10, **options)
+    assert next(left, None) is None
+    return models, result
+
+
+def bits(models: Sequence[Any]) -> list[bytes]:
+    return [array.tobytes() for model in models for array in weights(model)]
+
+
+def test_little_arithmetic_is_side_by_side_without_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    models, result = forms(monkeypatch, [])
+    assert result.state["members"].side_by_side is True
+    assert bits(models) == bits(forms(monkeypatch, [], vectorized=True)[0])
+
+
+@pytest.mark.parametrize(("seconds", "vectorized"), [((1.0, 0.5), False), ((1.0, 0.9), True), ((0.5, 1.0), True)])
+def test_much_arithmetic_takes_the_form_that_a_trial_finds_faster_and_the_trial_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], vectorized: bool
+) -> None:
+    models, result = forms(monkeypatch, seconds, least=1)
+    assert result.state["members"].side_by_side is vectorized
+    forced, other = forms(monkeypatch, [], vectorized=vectorized)
+    assert other.state["members"].side_by_side is vectorized
+    assert bits(models) == bits(forced)
+    assert_same_weights(models, forms(monkeypatch, [], vectorized=not vectorized)[0])
+
+
+def test_a_run_that_goes_on_keeps_to_its_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forms(monkeypatch, (1.0, 0.5), least=1, steps=10, save_dir=tmp_path)
+    models, result = forms(monkeypatch, [], least=1, save_dir=tmp_path)
+    assert result.state["members"].side_by_side is False
+    assert bits(models) == bits(forms(monkeypatch, [], vectorized=False)[0])
+
+
+def test_there_is_much_arithmetic_in_convolutions_and_little_in_small_networks() -> None:
+    images = numbers(1, 28, 28, 1), DATA[1]
+    convolutions = lambda: mk.Sequential([mk.Conv2D(16, 5), jax.nn.relu, mk.Conv2D(16, 5), mk.Flatten(), mk.Linear(3)])  # noqa: E731
+    assert is_worth_a_trial(traced([convolutions(), convolutions()], adams(2), data=images))
+    assert not is_worth_a_trial(traced([convolutions(), convolutions()], adams(2), False, images))
+    assert not is_worth_a_trial(traced([mlp(), mlp()], adams(2)))
+    products = 2 * BATCH * (2 * 5 * 6 + 3 * 6 * 3)  # forward, and back; no gradient of the examples
+    (group,) = traced([mlp(None), mlp(None)], adams(2))
+    assert 2 * products < group.flops < 4 * products
 
 
 # Stopping early.

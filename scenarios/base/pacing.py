@@ -55,14 +55,14 @@ class Pacing:
         """
         self.in_loop = True
         loop(1)  # compiles
-        count, seconds = 1, _seconds_of(loop, 1)
+        count, seconds = 1, seconds_of(loop, 1)
         if seconds < _TRIAL * _SLOW_STEP:  # most of it may be the call
             count = min(_TRIAL, self._capacity)
-            seconds = _seconds_of(loop, count)
+            seconds = seconds_of(loop, count)
         if seconds < _SLOW_STEP:
             return
         alone(1)
-        self.in_loop = _CLEAR_GAIN * seconds < _seconds_of(alone, count)
+        self.in_loop = _CLEAR_GAIN * seconds < seconds_of(alone, count)
 
     def learn(self, count: int, seconds: float) -> None:
         """Takes note of the time of a call of `count` steps; the first one may compile and does not count."""
@@ -71,7 +71,7 @@ class Pacing:
         self._compiled = True
 
 
-def _seconds_of(form: Form, count: int) -> float:
+def seconds_of(form: Form, count: int) -> float:
     """Returns the seconds per step in the best of a few calls, one where a call is long, by the first process's clock."""
     times: list[float] = []
     while not times or (len(times) < 3 and sum(times) < _ENOUGH):

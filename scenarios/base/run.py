@@ -142,6 +142,8 @@ class Run:
                     progress = restored
                     if settings.steps_per_call is None:
                         stepper = self._stepper(feed.batch, progress.in_loop)
+            if self.method("prepare") is not None:
+                progress.form = self.scenario.prepare(feed.batch, progress.form, **self.parts)
             yield Prepared(feed, stepper, self._evaluator(), saver, variables, progress)
 
     def made(self, batch: Any) -> tuple[Stepper, dict[str, Any]]:

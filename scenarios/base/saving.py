@@ -35,6 +35,7 @@ class Progress:
       sums: of each metric since the last row.
       summed: the number of updates in `sums`.
       in_loop: whether many steps in one program were found to be faster; None while that is not known.
+      form: what the scenario's `prepare` has decided; None where it has not.
       evaluated: the step of the last evaluation; None before the first.
       losses: the first metric of the last 50 updates.
       trace: that of the first 100.
@@ -49,6 +50,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     summed: int = 0
     in_loop: bool | None = None
+    form: Any = None
     evaluated: int | None = None
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     trace: list[float] = field(default_factory=list)

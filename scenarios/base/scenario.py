@@ -50,6 +50,9 @@ class Scenario(abc.ABC):
       from the settings and the number of updates before; batches have these axes. Where there is no such method, an update
       takes `batches_per_update` batches: `[batch]`, or `[batches_per_update, batch]` where that is above 1.
     - `example(cls)`: a class method that returns a small `scenarios.testing.Case`, on which `check_scenario` tries it.
+    - `prepare(self, batch, form, *, ...)`: decides in which of several forms a run computes, and returns it as JSON can hold
+      it. It is called before the first update, outside of any program, with the structure of its examples and what it has
+      returned for an earlier part of the run, else None.
     - `has_members`: whether it trains members side by side, which `placement="members"` divides among the devices.
     - `around(self, batch, *, ...)`: returns a context in which a compiled loop runs its updates: what is cheaper to do once
       than before each of them. `batch` has the structure of their examples. An update must also do without it.

@@ -18,7 +18,7 @@ from scenarios.base.hooks import Hook, Stop
 from scenarios.base.run import Run
 from scenarios.base.saving import STATES
 
-_UNCOMPARED = ("seconds", "in_loop")  # of the progress: they are measured
+_UNCOMPARED = ("seconds", "in_loop", "form")  # of the progress: they are measured
 
 
 class ResumeError(CheckpointError):

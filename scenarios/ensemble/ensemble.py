@@ -1,5 +1,6 @@
 """Ensembles: independent members, trained side by side in one program where their updates are the same."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import modulekit as mk
+from modulekit.core.processes import are_several
 from modulekit.core.variable import Variable
 from modulekit.data import Arrays, batch_indices
 from modulekit.metrics import correct
 from modulekit.optimizers.base import hyperparameters
 from scenarios.base.calling import call_model
 from scenarios.base.devices import Devices
+from scenarios.base.moment import at
 from scenarios.base.parts import variables_by_path
 from scenarios.base.scenario import Scenario
 from scenarios.ensemble.ensemble_model import average_for, averaged, refuse_repeated
+from scenarios.ensemble.forms import is_faster_side_by_side, is_worth_a_trial
 from scenarios.ensemble.lanes import Group, grouped, running_groups, side_by_side
 from scenarios.ensemble.members import Members
 from scenarios.ensemble.numbers import differing
@@ -54,7 +58,9 @@ class Ensemble(Scenario):
       reduction: whether the losses of a batch are taken as their "mean" or "sum".
       patience: a member stops when its evaluation loss has not fallen in so many evaluations, one after the other; None
         for never. Its variables then keep their bits.
-      vectorized: False trains all members one after the other: on CPUs the better way for convolutions.
+      vectorized: whether members are trained side by side where they can be, or all one after the other. None tries both
+        before the first step, where there is much arithmetic (`scenarios.ensemble.forms`), since convolutions may be the
+        faster one after the other on a CPU; a run keeps to what was found. Little arithmetic, several devices: side by side.
       **settings: see `scenarios.Settings`.
 
     Raises:
@@ -81,7 +87,7 @@ class Ensemble(Scenario):
         split: Split = "shared",
         reduction: Reduction = "mean",
         patience: int | None = None,
-        vectorized: bool = True,
+        vectorized: bool | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(steps, **settings)
@@ -133,24 +139,52 @@ class Ensemble(Scenario):
         return {"loss": in_order.mean(), **{f"member{member}_loss": in_order[member] for member in range(count)}}
 
     @contextmanager
-    def around(
+    def around(self, batch: Any, *, members: Members, **parts: Any) -> Iterator[None]:
+        """Context in which members that can be are stacked; `batch` gives the structure of the examples."""
+        form = self.vectorized if members.side_by_side is None else members.side_by_side
+        with side_by_side(self._groups(batch, form is not False, members, **parts)):
+            yield
+
+    def prepare(self, batch: Any, form: bool | None, *, members: Members, **parts: Any) -> bool:
+        """Returns whether members are trained side by side: as the settings or `form` say, else as a trial does."""
+        chosen = self.vectorized
+        if chosen is None and self.settings.mesh is None:  # on several devices they always are
+            chosen = members.side_by_side if form is None else form
+        members.side_by_side = self._is_faster(batch, members, parts) if chosen is None else chosen
+        return members.side_by_side
+
+    def _is_faster(self, batch: Any, members: Members, parts: Mapping[str, Any]) -> bool:
+        """Returns whether members side by side are the faster form, and tries it where that is not clear."""
+
+        def update(groups: tuple[Group, ...], batch: Any) -> Mapping[str, Any]:
+            with side_by_side(groups):
+                return self.update(batch, members=members, **parts)
+
+        groups = self._groups(batch, True, members, **parts)
+        if self.settings.mesh is not None or are_several() or not is_worth_a_trial(groups):
+            return True
+        others = self._groups(batch, False, members, **parts)
+        with at(np.int32(0)):
+            return is_faster_side_by_side(functools.partial(update, groups), functools.partial(update, others), batch)
+
+    def _groups(
         self,
         batch: Any,
-        *,
+        vectorized: bool,
+        members: Members,
         models: Any,
         optimizers: Sequence[mk.Optimizer],
         loss: Loss,
         penalty: Penalty | None = None,
-        members: Members,
-    ) -> Iterator[None]:
-        """Context in which members that can be are stacked; `batch` gives the structure of the examples."""
+    ) -> tuple[Group, ...]:
+        """Returns the members that are trained side by side together, for batches of a structure."""
         roster = self._roster(models, optimizers)
-        modules = [*models, *optimizers]
-        groups = members.groups(batch, modules, lambda: self._grouped(batch, roster, loss, penalty))
-        with side_by_side(groups):
-            yield
+        find_out = functools.partial(self._grouped, batch, vectorized, roster, loss, penalty)
+        return members.groups(batch, vectorized, [*models, *optimizers], find_out)
 
-    def _grouped(self, batch: Any, roster: Roster, loss: Loss, penalty: Penalty | None) -> tuple[Group, ...]:
+    def _grouped(
+        self, batch: Any, vectorized: bool, roster: Roster, loss: Loss, penalty: Penalty | None
+    ) -> tuple[Group, ...]:
         """Traces the update of each member, and returns those that are the same together."""
         updates = [self._member_update(model, optimizer, loss, penalty) for model, optimizer in roster]
         numbers = differing([optimizer for _, optimizer in roster])
@@ -159,9 +193,8 @@ class Ensemble(Scenario):
             for member, (update, (_, optimizer), own) in enumerate(zip(updates, roster, numbers, strict=True))
         ]
         refuse_dependent(programs, {"models": [model for model, _ in roster]})
-        return grouped(
-            programs, self.vectorized, Devices(self.settings.mesh, self.settings.placement, self.has_members)
-        )
+        devices = Devices(self.settings.mesh, self.settings.placement, self.has_members)
+        return grouped(programs, vectorized, devices)
 
     def evaluate(self, batch: Any, *, models: Any, loss: Loss, **parts: Any) -> Mapping[str, Any]:
         """Returns the loss of each example, and for integer targets whether it is right: averaged, and by member."""

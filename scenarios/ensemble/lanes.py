@@ -103,6 +103,11 @@ class Group:
         return self._program.is_constant
 
     @property
+    def flops(self) -> float:
+        """The floating-point operations of an update of all of them, as `Program.flops`."""
+        return len(self.members) * self._program.flops
+
+    @property
     def variables(self) -> Iterator[Variable]:
         """Yields what the members use."""
         for program in self._programs:

@@ -1,4 +1,4 @@
-"""What a run keeps of the members of an ensemble: which of them still train, and how well each has done."""
+"""What a run keeps of the members of an ensemble: which of them still train, how well each has done, and in which form."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,9 +13,10 @@ from scenarios.ensemble.plans import Groups, Plans
 
 
 class Members(mk.Module):
-    """The standing of each member, by which it stops early on its own.
+    """The standing of each member, by which it stops early on its own, and the form of the update, to which a run keeps.
 
     Attributes:
+      side_by_side: whether members are trained side by side where they can be; None while that is not decided.
       active: `[members]`, whether a member is still updated.
       best: `[members]`, the lowest evaluation loss.
       waited: `[members]`, the evaluations since.
@@ -24,6 +25,7 @@ class Members(mk.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.side_by_side: bool | None = None
         self._plans = Plans()
 
     @mk.once
@@ -33,9 +35,11 @@ class Members(mk.Module):
         self.waited = mk.Variable(jnp.zeros([count], jnp.int32), trainable=False, name="waited")
         self.evaluated = mk.Variable(jnp.full([], -1, jnp.int32), trainable=False, name="evaluated")
 
-    def groups(self, batch: Any, modules: Iterable[mk.Module], find_out: Callable[[], Groups]) -> Groups:
+    def groups(
+        self, batch: Any, vectorized: bool, modules: Iterable[mk.Module], find_out: Callable[[], Groups]
+    ) -> Groups:
         """Returns which members are trained side by side: see `Plans.groups`."""
-        return self._plans.groups(batch, modules, find_out)
+        return self._plans.groups(batch, vectorized, modules, find_out)
 
     def training(self, count: int) -> jax.Array:
         """Returns which of `count` members are still updated, `[members]`."""

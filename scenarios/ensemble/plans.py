@@ -16,7 +16,7 @@ Groups = tuple[Group, ...]
 
 
 class Plans:
-    """The groups of a run, by the structure of a batch.
+    """The groups of a run, by the structure of a batch and the form of the update.
 
     They hold as long as no attribute of a model or optimizer has changed, like a compiled program; whatever traces with them
     depends on these modules as if it had run them. A copy in another process finds them out anew.
@@ -28,16 +28,17 @@ class Plans:
     def __reduce__(self) -> tuple[Any, ...]:
         return Plans, ()
 
-    def groups(self, batch: Any, modules: Iterable[Module], find_out: Callable[[], Groups]) -> Groups:
+    def groups(self, batch: Any, vectorized: bool, modules: Iterable[Module], find_out: Callable[[], Groups]) -> Groups:
         """Returns the groups for batches of a structure.
 
         Args:
           batch: `jax.ShapeDtypeStruct`s or arrays.
+          vectorized: whether members are side by side where they can be.
           modules: the models and optimizers of the members.
           find_out: returns the groups, by tracing the members' updates.
         """
         leaves, tree = jax.tree.flatten(batch)
-        key = (tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), is_apart())
+        key = (tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), vectorized, is_apart())
         known = self._known.get(key) if context.key() is None else None
         if known is None or not known[0].holds():
             groups = find_out()

@@ -71,6 +71,13 @@ class Program:
         return *self.writes, *self.reads
 
     @property
+    def flops(self) -> float:
+        """Floating-point operations, as XLA counts them before it compiles; 0 where it does not tell."""
+        function = jax.jit(jaxpr_as_fun(self._jaxpr))
+        analysis = function.lower(*self._jaxpr.in_avals).cost_analysis()
+        return float(analysis.get("flops", 0.0)) if isinstance(analysis, Mapping) else 0.0
+
+    @property
     def is_constant(self) -> bool:
         """Whether nothing of the trace around has become part of the program."""
         return not any(isinstance(const, jax.core.Tracer) for const in self._jaxpr.consts)
