@@ -1,4 +1,4 @@
-"""Plans a transformer of billions of weights on 512 devices; prints its sizes and the peaks of both processes' memory."""
+"""Plans a transformer of billions of weights on 256 devices; prints its sizes and the peaks of both processes' memory."""
 
 import json
 import resource
@@ -19,12 +19,12 @@ class Copying(scenarios.Scenario):
 
 
 if __name__ == "__main__":
-    decoder = mk.nets.Transformer(num_layers=2, num_heads=116, key_size=128)
+    decoder = mk.nets.Transformer(num_layers=2, num_heads=128, key_size=128)
     plan = Copying(10, batch_size=512).preflight(
         decoder,
         mk.optimizers.Adam(1e-4),
-        data=jax.ShapeDtypeStruct([10**5, 4, 116 * 128], "float32"),
-        mesh={"data": 512},
+        data=jax.ShapeDtypeStruct([10**5, 4, 128 * 128], "float32"),
+        mesh={"data": 128, "model": 2},
         placement="fully_sharded",
         memory_limit=80 * 10**9,
     )
