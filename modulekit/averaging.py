@@ -113,6 +113,10 @@ class WeightAverage(Module):
             weight = jax.lax.stop_gradient(variable.current()).astype(mean.dtype)
             mean.assign(mean.current() + rates[updates].astype(mean.dtype) * (weight - mean.current()))
 
+    def slot_owners(self) -> dict[Variable, Variable]:
+        """Returns the weight of each average, which lies on a mesh as its weight does."""
+        return {found.mean: weight for weight, found in self._table.averages.items()}
+
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Context in which reads of the weights give their averages; a weight without one is read as it is.

@@ -60,6 +60,10 @@ class Accumulated(Wrapped):
         self.sums: tuple[Variable, ...] = ()
         self._slots = SlotTable()
 
+    def slot_owners(self) -> dict[Variable, Variable]:
+        """Returns the parameter of each slot, which lies on a mesh as its parameter does."""
+        return self._slots.owners()
+
     def _apply(self, updates: list[Update], parameters: list[Variable], weight: Any) -> None:
         weight = _checked(weight)
         if self.every == 1:

@@ -100,3 +100,7 @@ class SlotTable:
     def add(self, parameter: Variable, slots: list[Variable]) -> None:
         """Gives a parameter one more set of slots."""
         self._slots.setdefault(parameter, []).append(slots)
+
+    def owners(self) -> dict[Variable, Variable]:
+        """Returns the parameter of each slot."""
+        return {slot: owner for owner, sets in self._slots.items() for slots in sets for slot in slots}

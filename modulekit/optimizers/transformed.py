@@ -119,6 +119,10 @@ class Transformed(Optimizer):
         with names.absolute(self.scope_name):
             births.run_outside(make)
 
+    def slot_owners(self) -> dict[Variable, Variable]:
+        """Returns the parameter of each slot, which lies on a mesh as its parameter does."""
+        return self._slots.owners()
+
     def _make_counter(self, layout: Layout, first: Sequence[Any], place: int) -> str:
         """Makes a variable for a leaf that belongs to no parameter; returns the attribute that holds it."""
         field = layout.leaves[place].field

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from modulekit.core import births, collect, overlay, storage
-from modulekit.core.module import Module
+from modulekit.core.module import Module, modules_in
 from modulekit.core.variable import Variable
 from modulekit.sharding.report import ShardingReport, entry_of
 from modulekit.sharding.rules import Rule, spec_of
@@ -19,7 +19,8 @@ def shard(parts: Any, rules: Rule, mesh: Mesh) -> ShardingReport:
     """Moves the variables of a model to the devices of a mesh, each as the rules say; their values stay as they are.
 
     Compiled functions then keep them there. Slots that an optimizer makes for a variable lie as it does; what exists already
-    is moved as well if the optimizer is given: `shard({"model": model, "optimizer": optimizer}, rules, mesh)`.
+    is moved as well if the optimizer is given: `shard({"model": model, "optimizer": optimizer}, rules, mesh)`. Of a module
+    with a method `slot_owners()`, which returns the variable that each of its slots belongs to, the slots lie as these do.
 
     Args:
       parts: a module, or modules by name or in a list; paths begin with the name then.
@@ -48,7 +49,12 @@ def shard(parts: Any, rules: Rule, mesh: Mesh) -> ShardingReport:
     """
     if overlay.active() is not None:
         raise RuntimeError("shard was called inside a transform: call it between two steps")
-    placed = {variable: (path, spec_of(rules, path, variable.shape, mesh)) for path, variable in _paths(parts)}
+    paths = {variable: path for path, variable in _paths(parts)}
+    owners = {slot: owner for slot, owner in _owners(parts) if owner in paths and owner.shape == slot.shape}
+    placed = {
+        variable: (path, spec_of(rules, paths[owners.get(variable, variable)], variable.shape, mesh))
+        for variable, path in paths.items()
+    }
     for variable, (_, spec) in placed.items():
         storage.place(variable, NamedSharding(mesh, spec))
     entries = [entry_of(path, v.shape, v.dtype.itemsize, spec, mesh) for v, (path, spec) in placed.items()]
@@ -116,6 +122,14 @@ def placing(parts: Any, rules: Rule, mesh: Mesh) -> Iterator[None]:
 
     with births.placement(place):
         yield
+
+
+def _owners(parts: Any) -> Iterator[tuple[Variable, Variable]]:
+    """Yields each slot and the variable that it belongs to."""
+    for module in modules_in(list(parts.values()) if isinstance(parts, Mapping) else parts):
+        slot_owners = getattr(module, "slot_owners", None)
+        if slot_owners is not None:
+            yield from slot_owners().items()
 
 
 def _paths(parts: Any) -> Iterator[tuple[str, Variable]]:

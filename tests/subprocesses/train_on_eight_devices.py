@@ -121,6 +121,25 @@ def weights_are_made_where_they_are_to_lie() -> None:
 
 
 @law
+def slots_and_averages_lie_as_their_variables() -> None:
+    made = []
+
+    def optimizer() -> mk.Optimizer:
+        made.append(mk.optimizers.Accumulated(adam(), every=2))
+        return made[-1]
+
+    for placement in ("tensor_parallel", {"**/layers/*/w": ["model"]}, "tensor_parallel + fully_sharded"):
+        mesh = {"data": 2, "model": 4}
+        result, net = run(4, optimizer=optimizer, mesh=mesh, placement=placement, ema_decay=0.9)
+        assert result.ema is not None
+        owners = {**made[-1].slot_owners(), **made[-1].optimizer.slot_owners(), **result.ema.slot_owners()}
+        divided = {v for v in net.trainable_variables if not v.value.sharding.is_fully_replicated}
+        assert divided and len(owners) == 4 * len(net.trainable_variables), (len(owners), divided)
+        for slot, variable in owners.items():
+            assert slot.value.sharding.is_equivalent_to(variable.value.sharding, variable.ndim), (slot, variable)
+
+
+@law
 def a_run_on_one_device_after_it_is_on_one_device() -> None:
     run(2, mesh={"data": 8})
     net = run(2)[1]
