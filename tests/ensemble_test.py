@@ -264,7 +264,7 @@ def forms(
     monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float], least: float | None = None, **options: Any
 ) -> tuple[list[Any], Any]:
     """Trains where a trial finds that the two forms take these seconds, and is made from so many operations on."""
-    left = iter(seconds)
+    left = iter([*seconds] * 3)  # in as many rounds
     monkeypatch.setattr("scenarios.ensemble.forms.seconds_of", lambda form, count: next(left))
     if least is not None:
         monkeypatch.setattr("scenarios.ensemble.forms.LARGE", least)

@@ -6,6 +6,7 @@ convolution after the other. So where there is much arithmetic, both forms are t
 result: a run keeps to one of them.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from scenarios.base.pacing import seconds_of
 from scenarios.ensemble.lanes import Group
 
 LARGE = 2**25  # floating-point operations of an update of all members, below which nothing is tried
+_ROUNDS = 3
 _CLEAR_GAIN = 0.8  # machines are noisy, and members side by side are compiled once
 
 
@@ -34,16 +36,17 @@ def is_faster_side_by_side(side_by_side: Callable[[Any], Any], one_by_one: Calla
       batch: the structure of a batch.
     """
     examples = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
-    seconds = []
-    for form in (side_by_side, one_by_one):
-        program = mk.jit(form, donate=False)
+    programs = [mk.jit(form, donate=False) for form in (side_by_side, one_by_one)]
 
-        def run(count: int, program: Callable[[Any], Any] = program) -> None:
-            for _ in range(count):
-                jax.block_until_ready(program(examples))
+    def run(program: Callable[[Any], Any], count: int) -> None:
+        for _ in range(count):
+            jax.block_until_ready(program(examples))
 
-        with mk.trial() as trial:
-            run(1)  # compiles
-            seconds.append(seconds_of(run, 1))
-            trial.rollback()
-    return _CLEAR_GAIN * seconds[0] < seconds[1]
+    runs = [functools.partial(run, program) for program in programs]
+    with mk.trial() as trial:
+        for compiling in runs:
+            compiling(1)
+        rounds = [[seconds_of(timed, 1) for timed in runs] for _ in range(_ROUNDS)]
+        trial.rollback()
+    first, second = map(min, zip(*rounds, strict=True))
+    return _CLEAR_GAIN * first < second
