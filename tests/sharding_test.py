@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 PROGRAMS = {
-    "shard_on_eight_devices.py": 9,
+    "shard_on_eight_devices.py": 10,
     "train_on_eight_devices.py": 10,
     "send_on_eight_devices.py": 5,
     "divide_members_on_eight_devices.py": 6,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Num
 
+from modulekit.core import births
 from modulekit.core.arithmetic import ArrayLike, value_of
 from modulekit.core.explain import summarize
 from modulekit.core.module import Module
@@ -58,20 +59,26 @@ class Embed(Module):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        if existing_vocab is None:
-            vocab = _drawn_vocab(vocab_size, embed_dim, initializer, dtype)
-        elif vocab_size or embed_dim or initializer:
+        if existing_vocab is not None and (vocab_size or embed_dim or initializer):
             raise ValueError(
                 "If `existing_vocab` is provided, none of `vocab_size`, `embedding_dim`, `initializer` are needed. "
                 f"Received: {vocab_size=}, {embed_dim=}, {initializer=}"
             )
+
+        def drawn() -> Variable:
+            vocab = _drawn_vocab(vocab_size, embed_dim, initializer, dtype)
+            return Variable(vocab, trainable=trainable, name="embeddings")
+
+        if existing_vocab is None:
+            made: Variable = births.run(drawn, (), {})
         else:
             vocab = jnp.asarray(value_of(existing_vocab), dtype)
             if vocab.ndim != 2:
                 raise ValueError(f"existing_vocab must be [vocab_size, embed_dim], got {summarize(vocab)}")
-        self.vocab_size, self.embed_dim = vocab.shape
+            made = Variable(vocab, trainable=trainable, name="embeddings")
+        self.embeddings = made
+        self.vocab_size, self.embed_dim = made.shape
         self.densify_gradients = densify_gradients
-        self.embeddings = Variable(vocab, trainable=trainable, name="embeddings")
 
     def __call__(self, inputs: Integer[Array, "*shape"]) -> Num[Array, "*shape embed_dim"]:
         """Returns the vector of each token.

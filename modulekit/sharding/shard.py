@@ -103,8 +103,11 @@ def build(
 def placing(parts: Any, rules: Rule, mesh: Mesh) -> Iterator[None]:
     """Context in which variables made under `once` are made where they are to lie; `build` is the usual way to it.
 
+    The table of an `Embed`, which its constructor makes, is so as well. Of a module that is not whole yet, the rules see the
+    names of variables, with slashes, in place of paths: `with placing(None, rules, mesh): model = mk.nets.Transformer(...)`.
+
     Args:
-      parts: what paths begin at, as for `shard`.
+      parts: what paths begin at, as for `shard`; None where there is nothing yet.
       rules: as for `shard`.
       mesh: the devices.
 

@@ -132,6 +132,20 @@ def a_large_variable_is_never_whole_on_one_device_when_it_is_made() -> None:
 
 
 @law
+def a_table_is_never_whole_on_one_device_when_it_is_made() -> None:
+    mk.seed(0)
+    mesh, before = sharding.make_mesh({"data": 2, "model": 4}), {id(array) for array in jax.live_arrays()}
+    with sharding.placing(None, sharding.tensor_parallel() + sharding.fully_sharded(), mesh):
+        net = mk.nets.Transformer(num_layers=1, num_heads=2, key_size=256, vocab_size=4096)
+    made = [array for array in jax.live_arrays() if id(array) not in before]
+    assert made and max(shard.data.size for a in made for shard in a.addressable_shards) <= 4096 * 512 // 8
+    assert net.embed.embeddings.value.sharding.spec == PartitionSpec("model", "data")
+    mk.seed(0)
+    alone = mk.nets.Transformer(num_layers=1, num_heads=2, key_size=256, vocab_size=4096, name="transformer")
+    near(net.embed.embeddings.numpy(), alone.embed.embeddings.numpy(), 1e-6)
+
+
+@law
 def layers_that_are_alike_are_made_by_one_program() -> None:
     from modulekit.core import births
 
