@@ -22,9 +22,13 @@ STEPS = 200
 FILES = ("arrays.safetensors", "arrays_1.safetensors")  # of a state that two processes have saved
 
 
+QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling takes most of the time, in each process
+
+
 def started(*arguments: Any, processes: int | None, devices: int = 1) -> subprocess.Popen[str]:
     """Starts the script in several processes; in one, and without the launcher, for None."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | QUICKLY | {"PYTHONPATH": path}
     launcher = ["-m", "scenarios", "launch", "--processes", str(processes), "--devices", str(devices)]
     command = [sys.executable, *([] if processes is None else launcher), str(SCRIPT), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -132,7 +136,7 @@ def test_processes_that_slurm_has_started_find_each_other() -> None:
     members = []
     for number in range(2):
         own = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "PYTHONPATH": str(HERE.parent)}
-        environment = os.environ | job | own
+        environment = os.environ | QUICKLY | job | own
         members.append(
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # the laws are about numbers, and compiling takes most of the time
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +129,7 @@ def slots_and_averages_lie_as_their_variables() -> None:
         made.append(mk.optimizers.Accumulated(adam(), every=2))
         return made[-1]
 
-    for placement in ("tensor_parallel", {"**/layers/*/w": ["model"]}, "tensor_parallel + fully_sharded"):
+    for placement in ({"**/layers/*/w": ["model"]}, "tensor_parallel + fully_sharded"):
         mesh = {"data": 2, "model": 4}
         result, net = run(4, optimizer=optimizer, mesh=mesh, placement=placement, ema_decay=0.9)
         assert result.ema is not None
