@@ -1,5 +1,6 @@
 """Laws of arrays in parts: however several processes have divided one, any part of it can be read back, or is refused."""
 
+import contextlib
 import itertools
 import math
 import tempfile
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modulekit.checkpoints.arrays import Block, SavedArray, blocks_of
+from modulekit.checkpoints import CheckpointStore
+from modulekit.checkpoints.arrays import Block, StoredArray, blocks_of
 from modulekit.core.safetensors_file import write
 from modulekit.core.safetensors_reading import Tensors
 from modulekit.errors import CheckpointError
@@ -35,7 +37,7 @@ def of(bounds: Bounds) -> tuple[slice, ...]:
     return tuple(slice(*pair) for pair in bounds)
 
 
-def saved(array: np.ndarray[Any, Any], blocks: list[Bounds], folder: Path) -> SavedArray:
+def saved(array: np.ndarray[Any, Any], blocks: list[Bounds], folder: Path) -> StoredArray:
     """Writes blocks to two files, in turn."""
     listed, files = [], [{}, {}]
     for number, bounds in enumerate(blocks):
@@ -50,7 +52,7 @@ def saved(array: np.ndarray[Any, Any], blocks: list[Bounds], folder: Path) -> Sa
     for name, content in enumerate(files):
         write(folder / str(name), content)
     opened = {str(name): Tensors(folder / str(name)) for name in range(2)}
-    return SavedArray(array.shape, str(array.dtype), listed, opened, lambda: CheckpointError("damaged"))
+    return StoredArray(array.shape, str(array.dtype), listed, opened, lambda: CheckpointError("damaged"))
 
 
 @settings(deadline=None, max_examples=60)
@@ -76,3 +78,13 @@ def test_what_one_process_has_is_written_as_it_is() -> None:
     ]  # fmt: skip
     assert values["w"] is arrays["w"]
     assert blocks_of(arrays, "f", with_whole=False) == ({}, [])
+
+
+def test_arrays_lie_as_those_of_their_shape_and_others_come_back_as_they_are(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with contextlib.closing(CheckpointStore(tmp_path)) as store:
+        store.save(1, {"a": array, "b": array, "c": array}, {})
+        found, _ = store.restore(1, {"a": jax.numpy.zeros([2, 3]), "b": jax.numpy.zeros([2, 4])})
+    assert isinstance(found["a"], jax.Array) and {type(found[name]) for name in "bc"} == {np.ndarray}
+    for name in "abc":
+        np.testing.assert_array_equal(found[name], array)

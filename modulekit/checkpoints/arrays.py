@@ -69,7 +69,7 @@ def _parts(array: Any, with_whole: bool) -> Iterator[tuple[list[int], Values]]:
         yield [0] * np.ndim(array), np.asarray(array, order="C")
 
 
-class SavedArray:
+class StoredArray:
     """An array of a saved state, whose values are read when asked for.
 
     Args:

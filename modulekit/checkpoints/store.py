@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from modulekit.checkpoints.arrays import Block, SavedArray, blocks_of
+from modulekit.checkpoints.arrays import Block, StoredArray, blocks_of
 from modulekit.checkpoints.exchange import Exchange
 from modulekit.checkpoints.files import check_writable
 from modulekit.checkpoints.handler import FILE, ArraysHandler, Restore, Save
@@ -185,17 +185,15 @@ class CheckpointStore:
         user: dict[str, Any] = self._whole_record(step)["user"]
         return user
 
-    def restore(
-        self, step: int, places: Mapping[str, jax.sharding.Sharding] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def restore(self, step: int, like: Mapping[str, jax.Array] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns `(arrays, record)` of a state.
 
         Args:
           step: its number.
-          places: how some arrays are to lie, by name. Each process reads the parts that its devices take.
+          like: arrays as which some are to lie, by name. Each process reads the parts that its devices take.
 
         Returns:
-          JAX arrays where there is a place, NumPy arrays elsewhere; and the record.
+          JAX arrays where there is one of the same shape in `like`, NumPy arrays elsewhere; and the record.
 
         Raises:
           CheckpointError: there is no complete state of that number, or it is damaged.
@@ -208,9 +206,10 @@ class CheckpointStore:
         for block in (Block(*content) for content in record["blocks"]):
             blocks.setdefault(block.array, []).append(block)
         for name, shape, dtype in record["arrays"]:
-            saved = SavedArray(shape, dtype, blocks.get(name, []), files, functools.partial(self._damaged, step, name))
-            place = (places or {}).get(name)
-            arrays[name] = saved.whole() if place is None else saved.placed(place)
+            saved = StoredArray(shape, dtype, blocks.get(name, []), files, functools.partial(self._damaged, step, name))
+            form = (like or {}).get(name)
+            fits = form is not None and form.shape == tuple(shape)
+            arrays[name] = saved.placed(form.sharding) if form is not None and fits else saved.whole()
         return arrays, record["user"]
 
     def look_again(self) -> None:

@@ -41,7 +41,7 @@ def call_elsewhere(
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sending, function, args))
     with receiving, sending:
-        with _added(environment or {}):
+        with added_environment(environment or {}):
             process.start()
         sending.close()  # here, so that the end of the process is the end of what it sends
         try:
@@ -81,7 +81,7 @@ def _pickled(error: BaseException) -> bytes:
 
 
 @contextlib.contextmanager
-def _added(environment: Mapping[str, str]) -> Iterator[None]:
+def added_environment(environment: Mapping[str, str]) -> Iterator[None]:
     """Context in which a process that starts finds more variables in its environment."""
     before = {name: os.environ.get(name) for name in environment}
     os.environ |= environment

@@ -220,7 +220,7 @@ class Saver:
         newest = _newest(self._store, step)
         if newest is None:
             return None
-        arrays, record = self._store.restore(newest, self._places())
+        arrays, record = self._store.restore(newest, self._divided())
         self._check_identity(record["identity"])
         progress = Progress(**record["progress"])
         if progress.step > steps:
@@ -239,13 +239,13 @@ class Saver:
         if largest(int(are_several())):  # the state is there for all processes
             self._store.look_again()
         anchor = self._store.anchor(step)
-        self._assign(*self._store.restore(anchor, self._places()))
+        self._assign(*self._store.restore(anchor, self._divided()))
         return anchor
 
-    def _places(self) -> dict[str, jax.sharding.Sharding]:
-        """Returns how the variables lie of which no device has the whole."""
-        places = {path: v.stored().sharding for path, v in self._variables.items()}
-        return {path: place for path, place in places.items() if not place.is_fully_replicated}
+    def _divided(self) -> dict[str, jax.Array]:
+        """Returns the arrays of which no device has the whole."""
+        arrays = {path: v.stored() for path, v in self._variables.items()}
+        return {path: array for path, array in arrays.items() if not array.is_fully_replicated}
 
     def _assign(self, arrays: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         check_fits(self._variables, arrays, str(self.directory), self._ties, record["ties"])

@@ -8,10 +8,10 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from scenarios.base.elsewhere import added_environment
 from scenarios.base.events import Event, Finished, Progressed, Saved
 from scenarios.testing.attempt import Attempt
 from scenarios.testing.case import Case
@@ -86,19 +86,9 @@ def refuse_inside() -> None:
         raise RuntimeError('call check_scenario under `if __name__ == "__main__":`')
 
 
-@contextmanager
-def _other_environment() -> Iterator[None]:
-    """Context in which a process that starts hashes strings in another way, and knows what it is."""
-    before = {name: os.environ.get(name) for name in (_MARK, _SEED)}
-    os.environ |= {_MARK: "1", _SEED: "2" if before[_SEED] == "1" else "1"}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _other_environment() -> AbstractContextManager[None]:
+    """Returns a context in which a process that starts hashes strings in another way, and knows what it is."""
+    return added_environment({_MARK: "1", _SEED: "2" if os.environ.get(_SEED) == "1" else "1"})
 
 
 class _Killing:
