@@ -5,9 +5,6 @@ Run as `python -m tests.benchmarks.ensemble_overhead`. The first rows compare wh
 compilation; the others the time of an update, from a tenth of the steps to the end.
 """
 
-import argparse
-import pathlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -84,16 +81,5 @@ def rows(quick: bool) -> Iterator[Row]:
     yield Row("largest difference of a weight after 300 updates, over training alone", apart, 1e-5, "")
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and steps")
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the numbers")
-    options = parser.parse_args()
-    measured = list(rows(options.quick))
-    print(file=sys.stderr)
-    timing.report(measured, "ensembles over members one after the other", options.out)
-
-
 if __name__ == "__main__":
-    main()
+    timing.command(__doc__, "ensembles over members one after the other", rows)

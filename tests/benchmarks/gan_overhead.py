@@ -6,9 +6,6 @@ norms. Run as `python -m tests.benchmarks.gan_overhead`. A run is timed by its o
 its end, so that compilation does not count.
 """
 
-import argparse
-import pathlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -123,16 +120,5 @@ def rows(quick: bool) -> Iterator[Row]:
         yield Row(label, times["scenario"] / times["loop"], goal, detail)
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and steps")
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the numbers")
-    options = parser.parse_args()
-    found = list(rows(options.quick))
-    print(file=sys.stderr)
-    timing.report(found, "GANs over hand-written JAX", options.out)
-
-
 if __name__ == "__main__":
-    main()
+    timing.command(__doc__, "GANs over hand-written JAX", rows)

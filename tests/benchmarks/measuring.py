@@ -37,7 +37,7 @@ class Effort:
     processes: int
 
 
-QUICK, THOROUGH = Effort(5, 1, 0.05, 1), Effort(9, 3, 0.2, 5)
+QUICK, THOROUGH = Effort(3, 3, 0.05, 1), Effort(5, 7, 0.2, 5)
 
 
 def entrants(workload: Workload, contenders: Iterable[Contender]) -> list[Contender]:
@@ -89,12 +89,12 @@ def loss_differences(workload: Workload, contenders: Iterable[Contender], steps:
 def step_seconds(workload: Workload, contenders: Iterable[Contender], effort: Effort) -> dict[str, float]:
     """Returns the median seconds per step of each contender, in rounds in which they take turns."""
     params = workload.make_params()
-    pooled: dict[str, list[float]] = {}
-    for _ in range(1 if workload.is_huge else effort.makings):
-        watches = {contender.name: contender.stopwatch(workload, params, effort.seconds) for contender in contenders}
-        for name, values in timing.alternate(watches, effort.rounds).items():
-            pooled.setdefault(name, []).extend(values)
-    return medians(pooled)
+    entered = list(contenders)
+
+    def watches() -> dict[str, Callable[[], float]]:
+        return {contender.name: contender.stopwatch(workload, params, effort.seconds) for contender in entered}
+
+    return timing.over_makings(watches, 1 if workload.is_huge else effort.makings, effort.rounds)
 
 
 def first_seconds(workload: Workload, contenders: Iterable[Contender], effort: Effort) -> dict[str, float]:

@@ -25,7 +25,7 @@ if not __package__:
 
 import modulekit as mk
 from tests.benchmarks import timing
-from tests.benchmarks.timing import Row, medians, pretty
+from tests.benchmarks.timing import Row, pretty
 
 STEPS = 500
 SIZES = ((8, 16, 32), (32, 64, 128))  # of batch, inputs and hidden state
@@ -138,16 +138,12 @@ def times_of(sizes: tuple[int, int, int], gradient: bool, rounds: int, makings: 
     """Returns the median seconds of each contender, over rounds with several makings of each."""
     batch, features, hidden = sizes
     sequence, params = make_inputs(STEPS, batch, features), make_params(features, hidden)
-    pooled: dict[str, list[float]] = {}
-    for _ in range(makings):
+
+    def watches() -> dict[str, Callable[[], float]]:
         runs = {name: functools.partial(run, sequence) for name, run in contenders(params, gradient).items()}
-        for run in runs.values():
-            jax.block_until_ready([run() for _ in range(2)])
-        calls = timing.calls_for(lambda run=runs["jax"]: jax.block_until_ready(run()), 0.05)
-        measures = {name: timing.per_call(run, jax.block_until_ready, calls) for name, run in runs.items()}
-        for name, values in timing.alternate(measures, rounds).items():
-            pooled.setdefault(name, []).extend(values)
-    return medians(pooled)
+        return timing.watches(runs, jax.block_until_ready, 0.05)
+
+    return timing.over_makings(watches, makings, rounds)
 
 
 def rows_of(quick: bool) -> Iterator[Row]:

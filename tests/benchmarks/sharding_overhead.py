@@ -7,10 +7,8 @@ fully sharded on eight. The time is that of a step of an MLP 784-625-625-10 with
 hand-written JAX and from modules, with the same shardings. Where there are not eight devices, a CPU stands for them.
 """
 
-import argparse
+import functools
 import os
-import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,15 +94,18 @@ def steps_of(preset: str) -> dict[str, Callable[[], Any]]:
     return {"modules": lambda: step(x, y), "by hand": by_hand}
 
 
+def watches_of(preset: str, seconds: float) -> dict[str, Callable[[], float]]:
+    """Returns a measurement of each contender's step, all built anew."""
+    return timing.watches(steps_of(preset), jax.block_until_ready, seconds)
+
+
 def rows(quick: bool) -> Iterator[Row]:
     """Measures steps, and plans memory."""
     for preset in PRESETS:
-        steps = steps_of(preset)
-        losses = {name: [float(run()) for _ in range(5)] for name, run in steps.items()}
+        losses = {name: [float(run()) for _ in range(5)] for name, run in steps_of(preset).items()}
         np.testing.assert_allclose(losses["modules"], losses["by hand"], rtol=1e-5)
-        calls = 10 if quick else 50
-        watches = {name: timing.per_call(run, jax.block_until_ready, calls) for name, run in steps.items()}
-        times = timing.medians(timing.alternate(watches, 7 if quick else 15))
+        make = functools.partial(watches_of, preset, 0.2 if quick else 0.5)
+        times = timing.over_makings(make, makings=5, rounds=3 if quick else 9)
         detail = f"modules {pretty(times['modules'])}, by hand {pretty(times['by hand'])}"
         yield Row(f"a step, {preset}, over hand-written JAX", times["modules"] / times["by hand"], 1.05, detail)
     weights, whole = planned_bytes(None)
@@ -118,16 +119,5 @@ def rows(quick: bool) -> Iterator[Row]:
     )
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and steps")
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the numbers")
-    options = parser.parse_args()
-    found = list(rows(options.quick))
-    print(file=sys.stderr)
-    timing.report(found, "eight devices", options.out)
-
-
 if __name__ == "__main__":
-    main()
+    timing.command(__doc__, "eight devices", rows)

@@ -57,21 +57,14 @@ STEPS = {
 
 
 def step_times(depth: int, rounds: int, makings: int) -> dict[str, float]:
-    """Returns the median seconds per training step of each contender, over rounds with several makings of each.
-
-    Where weights happen to lie in memory moves a step's time by some percent, hence the makings.
-    """
+    """Returns the median seconds per training step of each contender, over rounds with several makings of each."""
     x, y = map(jnp.asarray, make_data(BATCH))
-    pooled: dict[str, list[float]] = {name: [] for name in STEPS}
-    for _ in range(makings):
+
+    def watches() -> dict[str, Callable[[], float]]:
         runs = {name: functools.partial(make(depth), x, y) for name, make in STEPS.items()}
-        for run in runs.values():
-            jax.block_until_ready([run() for _ in range(3)])
-        calls = timing.calls_for(lambda run=runs["jax"]: jax.block_until_ready(run()), 0.05)
-        contenders = {name: timing.per_call(run, jax.block_until_ready, calls) for name, run in runs.items()}
-        for name, values in timing.alternate(contenders, rounds).items():
-            pooled[name] += values
-    return medians(pooled)
+        return timing.watches(runs, jax.block_until_ready, 0.05)
+
+    return timing.over_makings(watches, makings, rounds)
 
 
 def compare(times: dict[str, float]) -> tuple[float, str]:

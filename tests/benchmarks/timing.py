@@ -5,6 +5,7 @@ medians over the rounds are compared. On a virtual machine whose host takes the 
 measured meanwhile is measured again, and left out where enough was not disturbed.
 """
 
+import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -74,6 +75,23 @@ def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dic
     return {name: _least_disturbed(pairs) for name, pairs in measured.items()}
 
 
+def over_makings(make: Callable[[], Mapping[str, Callable[[], float]]], makings: int, rounds: int) -> dict[str, float]:
+    """Returns the median of what each contender measures, over several makings of all, with some rounds of each.
+
+    Where arrays happen to lie in memory moves a step's time by some percent; so the contenders are built anew.
+
+    Args:
+      make: builds the contenders.
+      makings: how often.
+      rounds: in which they take turns, after each making.
+    """
+    pooled: dict[str, list[float]] = {}
+    for _ in range(makings):
+        for name, values in alternate(make(), rounds).items():
+            pooled.setdefault(name, []).extend(values)
+    return medians(pooled)
+
+
 def _least_disturbed(pairs: Sequence[tuple[float, float]]) -> list[float]:
     """Returns the measurements that were not disturbed; with the least disturbed others where these are too few."""
     quiet = sum(share <= _LEAST_STOLEN for share, _ in pairs)
@@ -113,6 +131,23 @@ def per_call(run: Callable[[], Any], block: Callable[[Any], Any], calls: int) ->
         return (time.perf_counter() - start) / calls
 
     return measure
+
+
+def watches(
+    runs: Mapping[str, Callable[[], Any]], block: Callable[[Any], Any], seconds: float
+) -> dict[str, Callable[[], float]]:
+    """Returns a measurement of the seconds per call of each contender, all with as many calls; compiles them.
+
+    Args:
+      runs: the contenders' calls; how many fill the time is judged by the first one's.
+      block: waits for the result of a call.
+      seconds: that a measurement may take.
+    """
+    for run in runs.values():
+        block([run() for _ in range(3)])
+    first = next(iter(runs.values()))
+    calls = calls_for(lambda: block(first()), seconds)
+    return {name: per_call(run, block, calls) for name, run in runs.items()}
 
 
 def calls_for(measure_one: Callable[[], Any], seconds: float) -> int:
@@ -164,6 +199,23 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def command(about: str | None, title: str, rows: Callable[[bool], Iterable[Row]]) -> None:
+    """Runs a benchmark as its command line says, and prints its table.
+
+    Args:
+      about: its documentation.
+      title: of the table.
+      rows: measures; takes whether to be quick.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and steps")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the numbers")
+    options = parser.parse_args()
+    found = list(rows(options.quick))
+    print(file=sys.stderr)
+    report(found, title, options.out)
 
 
 def report(rows: Sequence[Row], title: str, out: pathlib.Path | None) -> None:

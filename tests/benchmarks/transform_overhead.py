@@ -234,21 +234,14 @@ def check_equal(pair: Pair) -> None:
 
 
 def call_times(pair: Pair, rounds: int, makings: int, seconds: float) -> dict[str, float]:
-    """Returns the median seconds per call of each contender, over rounds with several makings of each.
+    """Returns the median seconds per call of each contender, over rounds with several makings of each."""
 
-    Where arrays happen to lie in memory moves a call's time by some percent, hence the makings.
-    """
-    pooled: dict[str, list[float]] = {}
-    for _ in range(makings):
+    def watches() -> dict[str, Callable[[], float]]:
         makers, x = contenders_of(pair)
         runs = {name: functools.partial(make(), x) for name, make in makers.items()}
-        for run in runs.values():
-            jax.block_until_ready([run() for _ in range(3)])
-        calls = timing.calls_for(lambda run=runs["jax"]: jax.block_until_ready(run()), seconds)
-        contenders = {name: timing.per_call(run, jax.block_until_ready, calls) for name, run in runs.items()}
-        for name, values in timing.alternate(contenders, rounds).items():
-            pooled.setdefault(name, []).extend(values)
-    return medians(pooled)
+        return timing.watches(runs, jax.block_until_ready, seconds)
+
+    return timing.over_makings(watches, makings, rounds)
 
 
 def first_times(pair: Pair, rounds: int) -> dict[str, float]:
