@@ -134,12 +134,10 @@ class Stepper:
             self._try_both(step, chunk)
         began = perf_counter()
         run = self._run_loop if self.pacing.in_loop else self._run_one_by_one
-        done, metrics = run(step, chunk, meanwhile)
-        seen = min(done + 1, chunk.count)
-        metrics = jax.device_get(metrics)
-        values = {name: metrics[name][:seen] for name in self._names}  # a loop gives them by the alphabet
+        done, table = run(step, chunk, meanwhile)
+        columns = np.asarray(table)[: min(done + 1, chunk.count)].T
         self.pacing.learn(chunk.count, agreed(perf_counter() - began))
-        return done, values
+        return done, dict(zip(self._names, columns, strict=True))
 
     def _try_both(self, step: int, chunk: Chunk) -> None:
         """Lets `pacing` choose the form, on the first step of a chunk and with nothing changed."""
@@ -167,18 +165,18 @@ class Stepper:
         finally:
             store_arrays(variables, before)
 
-    def _run_loop(self, step: int, chunk: Chunk, meanwhile: Callable[[], None]) -> tuple[int, dict[str, Any]]:
+    def _run_loop(self, step: int, chunk: Chunk, meanwhile: Callable[[], None]) -> tuple[int, Any]:
         """Runs many steps; if a value went wrong on the way, runs them again from the start, looking at each."""
         variables = self.variables
         before = stored_arrays(variables)
-        sound, metrics = self._call_loop(step, chunk, chunk.count)
+        sound, table = self._call_loop(step, chunk, chunk.count)
         meanwhile()
         if sound:
-            return chunk.count, metrics
+            return chunk.count, table
         store_arrays(variables, before)
         return self._run_one_by_one(step, chunk, lambda: None)
 
-    def _run_one_by_one(self, step: int, chunk: Chunk, meanwhile: Callable[[], None]) -> tuple[int, dict[str, Any]]:
+    def _run_one_by_one(self, step: int, chunk: Chunk, meanwhile: Callable[[], None]) -> tuple[int, Any]:
         """Runs steps up to the first that is not finite, and takes that one back."""
         variables, done, rows = self.variables, 0, []
         for index in range(chunk.count):
@@ -190,23 +188,22 @@ class Stepper:
                 store_arrays(variables, before)
                 break
             done += 1
-        rows = jax.device_get(rows)
-        return done, {name: np.stack([metrics[name] for metrics in rows]) for name in self._names}
+        return done, np.stack(jax.device_get(rows))
 
-    def _run_step(self, step: int, chunk: Chunk, index: int) -> tuple[Any, dict[str, Any]]:
+    def _run_step(self, step: int, chunk: Chunk, index: int) -> tuple[Any, Any]:
         """Runs the step at a place in a chunk, in the form of the run; returns whether all went well, and the metrics."""
         if self.pacing.in_loop is False:
             return self._call_one(step, chunk, index)
         again = replace(chunk, rows=np.repeat(chunk.rows[index : index + 1], len(chunk.rows), axis=0))
-        sound, metrics = self._call_loop(step, again, 1)
-        return sound, {name: column[0] for name, column in metrics.items()}
+        sound, table = self._call_loop(step, again, 1)
+        return sound, table[0]
 
-    def _call_loop(self, step: int, chunk: Chunk, count: int) -> tuple[Any, dict[str, Any]]:
+    def _call_loop(self, step: int, chunk: Chunk, count: int) -> tuple[Any, Any]:
         # Never a single row: XLA would take its batch out of the loop, and round what depends on it in another way.
         rows = np.repeat(chunk.rows, 2, axis=0) if len(chunk.rows) == 1 else chunk.rows
         return self._many(chunk.source, *self._put(rows, np.int32(step), np.int32(count)))
 
-    def _call_one(self, step: int, chunk: Chunk, index: int) -> tuple[Any, dict[str, Any]]:
+    def _call_one(self, step: int, chunk: Chunk, index: int) -> tuple[Any, Any]:
         return self._one(chunk.source, *self._put(chunk.rows[index], np.int32(step)))
 
     def _put(self, *numbers: Any) -> Any:
@@ -214,11 +211,12 @@ class Stepper:
 
     # The programs.
 
-    def _step(self, source: Any, row: Any, step: Any) -> dict[str, Any]:
+    def _step(self, source: Any, row: Any, step: Any) -> Any:
+        """Runs the update; returns its metrics, `[names]`, since an array for each would cost each step an operation."""
         self._restart_stream(step)
         batch = self._devices.divided(_examples(source, row), self._leading)
         metrics = checked_metrics(self._update(batch, step))
-        return {name: jnp.asarray(metrics[name], jnp.float32) for name in self._names}
+        return jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in self._names])
 
     def _guarded(self) -> list[Any]:
         """Returns the values that must stay finite: weights, and slots of optimizers."""
@@ -231,28 +229,27 @@ class Stepper:
         if self._draws:
             default_stream().restart(jax.random.fold_in(jax.random.key(self._seed), step))
 
-    def _run_one(self, source: Any, row: Any, step: Any) -> tuple[Any, dict[str, Any]]:
-        """Runs one step; returns whether all went well, and the metrics."""
+    def _run_one(self, source: Any, row: Any, step: Any) -> tuple[Any, Any]:
+        """Runs one step; returns whether all went well, and the metrics, `[names]`."""
         metrics = self._step(source, row, step)
-        return self._devices.shown((_all_finite((*metrics.values(), *self._guarded())), metrics))
+        return self._devices.shown((_all_finite((metrics, *self._guarded())), metrics))
 
-    def _run_many(self, source: Any, rows: Any, first: Any, count: Any) -> tuple[Any, dict[str, Any]]:
-        """Runs `count` steps unless a metric is not finite; returns whether all went well, and the metrics."""
+    def _run_many(self, source: Any, rows: Any, first: Any, count: Any) -> tuple[Any, Any]:
+        """Runs `count` steps unless a metric is not finite; returns whether all went well, and a table `[rows, names]`."""
 
         def body(state: Any) -> Any:
-            index, _, columns = state
+            index, _, table = state
             metrics = self._step(source, rows[index], first + index)
-            columns = {name: column.at[index].set(metrics[name]) for name, column in columns.items()}
-            return index + 1, _all_finite(metrics.values()), columns
+            return index + 1, _all_finite([metrics]), table.at[index].set(metrics)
 
         batch = jax.eval_shape(_examples, source, rows[0])
         with nullcontext() if self._around is None else self._around(batch):
-            _, finite, columns = self._loop(body, rows, count)
-        return self._devices.shown((finite & _all_finite(self._guarded()), columns))
+            _, finite, table = self._loop(body, rows, count)
+        return self._devices.shown((finite & _all_finite(self._guarded()), table))
 
     def _loop(self, body: Callable[[Any], Any], rows: Any, count: Any) -> Any:
-        columns = {name: jnp.zeros([rows.shape[0]], jnp.float32) for name in self._names}
-        start = (jnp.zeros([], jnp.int32), jnp.ones([], bool), columns)
+        table = jnp.zeros([rows.shape[0], len(self._names)], jnp.float32)
+        start = (jnp.zeros([], jnp.int32), jnp.ones([], bool), table)
         known = self.footprint.copy() if self._around is None else None  # inside it, other variables may be written
         return mk.while_loop(lambda s: (s[0] < count) & s[1], body, start, known=known)
 
