@@ -20,6 +20,17 @@ def stored_arrays(variables: Sequence[Variable]) -> list[jax.Array]:
     return [held.array() if type(held) is Place else held for held in [v._held for v in variables]]
 
 
+def buffers(packs: Sequence[Pack], variables: Sequence[Variable]) -> list[jax.Array]:
+    """Returns the buffers of packs, and the arrays of `variables`. Each compiled call asks: hence a plain loop."""
+    found = []
+    for pack in packs:
+        found.append(pack.buffer)
+    for variable in variables:
+        held: Any = variable._held
+        found.append(held.array() if type(held) is Place else held)
+    return found
+
+
 def own(variables: Sequence[Variable]) -> None:
     """Makes the arrays of `variables` safe to donate: those that are known outside are replaced by copies."""
     for variable in variables:
@@ -32,11 +43,21 @@ def own(variables: Sequence[Variable]) -> None:
 
 def store_arrays(variables: Sequence[Variable], arrays: Sequence[jax.Array]) -> None:
     """Replaces the arrays of `variables` by those that a program has just made and nobody else holds."""
-    for variable, array in zip(variables, arrays, strict=True):
+    store_buffers((), variables, arrays)
+
+
+def store_buffers(packs: Sequence[Pack], variables: Sequence[Variable], new: Sequence[jax.Array]) -> None:
+    """Replaces what `buffers` has given by what a program has just made of it and nobody else holds."""
+    index = 0
+    for pack in packs:
+        pack.replace(new[index])
+        index += 1
+    for variable in variables:
         if type(variable._held) is Place:  # its value was put aside, and may have been read from its pack
             vacate(variable._held)
             variable._lend()
-        variable._held = array
+        variable._held = new[index]
+        index += 1
 
 
 def pack_of(variable: Variable) -> Pack | None:

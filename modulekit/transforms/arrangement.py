@@ -26,7 +26,9 @@ class Arrangement:
 
     def __init__(self, writes: Sequence[Variable], reads: Sequence[Variable], packs: bool) -> None:
         self._writes, self._reads = writes, reads
-        _gather(_packs_of([*writes, *reads]))
+        for pack in _packs_of([*writes, *reads]):
+            if not pack.is_whole:
+                storage.gather(pack)
         if not storage.meet([*writes, *reads]) and packs:
             storage.packed(writes)
         self._written_packs = _packs_of(writes)
@@ -42,7 +44,9 @@ class Arrangement:
 
     def is_current(self) -> bool:
         """Returns whether all variables lie where they did; puts those back that have left their place."""
-        _gather(self._packs)
+        for pack in self._packs:
+            if not pack.is_whole:
+                storage.gather(pack)
         if self._count == layouts.count:
             return True
         now = Arrangement(self._writes, self._reads, packs=False)
@@ -57,12 +61,11 @@ class Arrangement:
 
     def given(self) -> list[Any]:
         """Returns the buffers that the program overwrites, which are safe to donate once `own` has been called."""
-        return [pack.buffer for pack in self._written_packs] + storage.stored_arrays(self._loose)
+        return storage.buffers(self._written_packs, self._loose)
 
     def kept(self) -> list[Any]:
         """Returns the buffers that the program only reads."""
-        arrays = storage.stored_arrays(self._loose_reads)
-        return [pack.buffer for pack in self._read_packs] + arrays + self._starts if self._packs else arrays
+        return storage.buffers(self._read_packs, self._loose_reads) + self._starts
 
     def own(self) -> None:
         """Makes sure that nobody else knows what is given."""
@@ -70,10 +73,7 @@ class Arrangement:
 
     def store(self, new: Sequence[Any]) -> None:
         """Takes what the program gave for what it was given."""
-        count = len(self._written_packs)
-        for pack, buffer in zip(self._written_packs, new, strict=False):
-            pack.replace(buffer)
-        storage.store_arrays(self._loose, new[count:] if count else new)
+        storage.store_buffers(self._written_packs, self._loose, new)
 
     def run(self, pure: Pure, given: Sequence[Any], kept: Sequence[Any]) -> tuple[list[Any], Any]:
         """Runs the function inside the program.
@@ -109,12 +109,6 @@ def _starts_of_weights(pack: Pack) -> list[int]:
     """Returns where weights begin; the slots of optimizers, which are most of the others, are used all at once."""
     members = pack.present()
     return [start for index, start in pack.starts.items() if getattr(members[index], "trainable", False)]
-
-
-def _gather(packs: Sequence[Pack]) -> None:
-    for pack in packs:
-        if not pack.is_whole:
-            storage.gather(pack)
 
 
 def _packs_of(variables: Sequence[Variable]) -> list[Pack]:

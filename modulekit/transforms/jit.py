@@ -54,6 +54,20 @@ class Jitted(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the compiled function; compiles it first where the arguments or the modules are new."""
         traced, key = split(args, kwargs)
+        # The common case, which each step pays for: as flat as can be.
+        program = self._plain_programs.get(key)
+        if (
+            program is not None
+            and context.key() is None
+            and overlay.active() is None
+            and foreign.untraced()
+            and not is_eager()
+            and program.is_current()
+        ):
+            try:
+                return program.call(traced)
+            except Unsettled:
+                return self._settled(key, traced, program.footprint, [], _MORE_VARIABLES, _call)
         if is_eager():
             return run_eagerly(self._function, key, traced)
         return self._used(key, traced, _call)

@@ -146,7 +146,8 @@ class Program:
                 result = self._call(traced)
             else:  # nothing to donate, nothing to store
                 result = self.compiled([], self._arrangement.kept(), traced)[1]
-        self._remember()
+        if self._snapshot is None:
+            self._remember()
         for shared in self._shared:
             shared.stored()
         return result

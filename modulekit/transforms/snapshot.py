@@ -57,7 +57,7 @@ class Snapshot:
     def holds(self) -> bool:
         """Returns whether everything is as it was."""
         for _, _, container, elements in self._containers:
-            now = _elements(container)
+            now = container if type(container) is list else _elements(container)
             if len(now) != len(elements):
                 return False
             if not all(map(operator.is_, now, elements)) and not all(map(_same, now, elements)):
