@@ -18,7 +18,7 @@ import modulekit as mk
 import scenarios
 from scenarios.ensemble import EnsembleModel
 from scenarios.ensemble.forms import is_worth_a_trial
-from scenarios.ensemble.lanes import grouped
+from scenarios.ensemble.lanes import Form, grouped
 from scenarios.ensemble.numbers import differing, replaced
 from scenarios.ensemble.programs import trace
 from scenarios.ensemble.splits import SPLITS, bootstrap, member_indices, parts
@@ -105,7 +105,7 @@ def test_a_member_is_trained_as_it_would_be_alone_with_its_seed_and_examples(spl
 def test_one_program_for_all_members_gives_what_one_after_the_other_gives() -> None:
     members, others = built(mlp, 2), built(mlp, 2)
     train(members, adams(2), seeds=SEEDS[:2], split="bootstrap")
-    train(others, adams(2), seeds=SEEDS[:2], split="bootstrap", vectorized=False)
+    train(others, adams(2), seeds=SEEDS[:2], split="bootstrap", form="separate")
     assert_same_weights(members, others)
 
 
@@ -159,12 +159,12 @@ def halved(count: Any) -> Any:
     return 0.05 * 0.5 ** (count // 10)
 
 
-def groups_of(models: Sequence[Any], optimizers: Sequence[Any], vectorized: bool = True) -> list[tuple[int, ...]]:
+def groups_of(models: Sequence[Any], optimizers: Sequence[Any], form: Form = "vmap") -> list[tuple[int, ...]]:
     """Returns which members would be trained side by side."""
-    return [group.members for group in traced(models, optimizers, vectorized)]
+    return [group.members for group in traced(models, optimizers, form)]
 
 
-def traced(models: Sequence[Any], optimizers: Sequence[Any], vectorized: bool = True, data: Any = DATA) -> Any:
+def traced(models: Sequence[Any], optimizers: Sequence[Any], form: Form = "vmap", data: Any = DATA) -> Any:
     x, y = (jax.ShapeDtypeStruct((BATCH, *array.shape[1:]), array.dtype) for array in data)
     named = differing(optimizers)
 
@@ -178,12 +178,12 @@ def traced(models: Sequence[Any], optimizers: Sequence[Any], vectorized: bool = 
         return trace(update, optimizer, own, (x, y))
 
     programs = [program(*member) for member in zip(models, optimizers, named, strict=True)]
-    return grouped(programs, vectorized)
+    return grouped(programs, form)
 
 
 def test_members_are_side_by_side_where_their_updates_are_the_same_program() -> None:
     assert groups_of([mlp(), mlp(), mlp()], adams()) == [(0, 1, 2)]
-    assert groups_of([mlp(), mlp()], adams(2), vectorized=False) == [(0,), (1,)]
+    assert groups_of([mlp(), mlp()], adams(2), "separate") == [(0,), (1,)]
     kinds = [mlp(0.3), mlp(0.4), mlp(None), mk.nets.MLP([7, 3]), mlp(0.3), mk.nets.MLP([6, 3], activation=jnp.tanh)]
     assert groups_of(kinds, adams(6)) == [(0, 4), (1,), (2,), (3,), (5,)]
     mixed = [mk.optimizers.SGD(0.1), mk.optimizers.Momentum(0.1, 0.9), mk.optimizers.Momentum(0.2, 0.8)]
@@ -257,13 +257,15 @@ def test_a_penalty_and_the_sum_of_losses_are_those_of_the_docstring() -> None:
         np.testing.assert_allclose(models[member].w.numpy(), w - 0.01 * (x.T @ error + w), rtol=1e-4, atol=1e-6)
 
 
-# Side by side or one after the other.
+# At once, in turn, or each by instructions of its own.
+
+FORMS: tuple[Form, ...] = ("vmap", "scan", "separate")
 
 
-def forms(
+def tried(
     monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float], least: float | None = None, **options: Any
 ) -> tuple[list[Any], Any]:
-    """Trains where a trial finds that the two forms take these seconds, and is made from so many operations on."""
+    """Trains where a trial finds that the forms take these seconds, and is made from so many operations on."""
     left = iter([*seconds] * 3)  # in as many rounds
     monkeypatch.setattr("scenarios.ensemble.forms.seconds_of", lambda form, count: next(left))
     if least is not None:
@@ -278,36 +280,65 @@ def bits(models: Sequence[Any]) -> list[bytes]:
     return [array.tobytes() for model in models for array in weights(model)]
 
 
-def test_little_arithmetic_is_side_by_side_without_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    models, result = forms(monkeypatch, [])
-    assert result.state["members"].side_by_side is True
-    assert bits(models) == bits(forms(monkeypatch, [], vectorized=True)[0])
+@pytest.mark.parametrize("split", ["shared", "shuffled"])
+@pytest.mark.parametrize("patience", [None, 2])
+def test_all_forms_train_alike(split: str, patience: int | None) -> None:
+    def trained(form: Form) -> tuple[list[Any], Any]:
+        models = [*built(mlp, 2), *built(functools.partial(mlp, None), 1), *built(mlp, 3)]
+        options = {"eval_data": EVAL, "eval_interval": 5, "patience": patience}
+        seeds = range(6)
+        return models, train(models, adams(6), seeds=seeds, split=split, form=form, **options)
+
+    models, result = trained("vmap")
+    for form in FORMS[1:]:
+        others, other = trained(form)
+        assert other.state["members"].form == form
+        assert_same_weights(models, others)
+        assert other.metrics == pytest.approx(result.metrics, rel=1e-5)
 
 
-@pytest.mark.parametrize(("seconds", "vectorized"), [((1.0, 0.5), False), ((1.0, 0.9), True), ((0.5, 1.0), True)])
-def test_much_arithmetic_takes_the_form_that_a_trial_finds_faster_and_the_trial_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], vectorized: bool
+def test_a_form_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="form='loop' is none of 'vmap', 'scan', 'separate', None"):
+        scenarios.Ensemble(1, form="loop")  # type: ignore[arg-type]
+
+
+def test_little_arithmetic_is_at_once_without_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    models, result = tried(monkeypatch, [])
+    assert result.state["members"].form == "vmap"
+    assert bits(models) == bits(tried(monkeypatch, [], form="vmap")[0])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "form"),
+    [
+        ((1.0, 0.7, 0.5), "separate"),
+        ((1.0, 0.5, 0.7), "scan"),
+        ((1.0, 0.9, 0.9), "vmap"),
+        ((0.5, 1.0, 0.6), "vmap"),
+    ],
+)
+def test_much_arithmetic_takes_the_form_that_a_trial_finds_fastest_and_the_trial_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], form: Form
 ) -> None:
-    models, result = forms(monkeypatch, seconds, least=1)
-    assert result.state["members"].side_by_side is vectorized
-    forced, other = forms(monkeypatch, [], vectorized=vectorized)
-    assert other.state["members"].side_by_side is vectorized
+    models, result = tried(monkeypatch, seconds, least=1)
+    assert result.state["members"].form == form
+    forced, other = tried(monkeypatch, [], form=form)
+    assert other.state["members"].form == form
     assert bits(models) == bits(forced)
-    assert_same_weights(models, forms(monkeypatch, [], vectorized=not vectorized)[0])
 
 
 def test_a_run_that_goes_on_keeps_to_its_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    forms(monkeypatch, (1.0, 0.5), least=1, steps=10, save_dir=tmp_path)
-    models, result = forms(monkeypatch, [], least=1, save_dir=tmp_path)
-    assert result.state["members"].side_by_side is False
-    assert bits(models) == bits(forms(monkeypatch, [], vectorized=False)[0])
+    tried(monkeypatch, (1.0, 0.5, 0.7), least=1, steps=10, save_dir=tmp_path)
+    models, result = tried(monkeypatch, [], least=1, save_dir=tmp_path)
+    assert result.state["members"].form == "scan"
+    assert bits(models) == bits(tried(monkeypatch, [], form="scan")[0])
 
 
 def test_there_is_much_arithmetic_in_convolutions_and_little_in_small_networks() -> None:
     images = numbers(1, 28, 28, 1), DATA[1]
     convolutions = lambda: mk.Sequential([mk.Conv2D(16, 5), jax.nn.relu, mk.Conv2D(16, 5), mk.Flatten(), mk.Linear(3)])  # noqa: E731
     assert is_worth_a_trial(traced([convolutions(), convolutions()], adams(2), data=images))
-    assert not is_worth_a_trial(traced([convolutions(), convolutions()], adams(2), False, images))
+    assert not is_worth_a_trial(traced([convolutions(), convolutions()], adams(2), "separate", images))
     assert not is_worth_a_trial(traced([mlp(), mlp()], adams(2)))
     products = 2 * BATCH * (2 * 5 * 6 + 3 * 6 * 3)  # forward, and back; no gradient of the examples
     (group,) = traced([mlp(None), mlp(None)], adams(2))

@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ from scenarios.base.moment import at
 from scenarios.base.parts import variables_by_path
 from scenarios.base.scenario import Scenario
 from scenarios.ensemble.ensemble_model import average_for, averaged, refuse_repeated
-from scenarios.ensemble.forms import is_faster_side_by_side, is_worth_a_trial
-from scenarios.ensemble.lanes import Group, grouped, running_groups, side_by_side
+from scenarios.ensemble.forms import fastest, is_worth_a_trial
+from scenarios.ensemble.lanes import Form, Group, grouped, running_groups, side_by_side
 from scenarios.ensemble.members import Members
 from scenarios.ensemble.numbers import differing
 from scenarios.ensemble.programs import Program, trace
@@ -58,9 +58,10 @@ class Ensemble(Scenario):
       reduction: whether the losses of a batch are taken as their "mean" or "sum".
       patience: a member stops when its evaluation loss has not fallen in so many evaluations, one after the other; None
         for never. Its variables then keep their bits.
-      vectorized: whether members are trained side by side where they can be, or all one after the other. None tries both
-        before the first step, where there is much arithmetic (`scenarios.ensemble.forms`), since convolutions may be the
-        faster one after the other on a CPU; a run keeps to what was found. Little arithmetic, several devices: side by side.
+      form: how members whose updates are the same program are updated: "vmap", all at once; "scan", one after the other
+        in a loop; "separate", each by instructions of its own. None tries all before the first step where there is much
+        arithmetic (`scenarios.ensemble.forms`), since convolutions may be the faster one after the other on a CPU; a run
+        keeps to what was found. Little arithmetic, and several devices: "vmap".
       **settings: see `scenarios.Settings`.
 
     Raises:
@@ -87,7 +88,7 @@ class Ensemble(Scenario):
         split: Split = "shared",
         reduction: Reduction = "mean",
         patience: int | None = None,
-        vectorized: bool | None = None,
+        form: Form | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(steps, **settings)
@@ -101,7 +102,9 @@ class Ensemble(Scenario):
         self.split = split
         self.reduction = checked_reduction(reduction)
         self.patience = patience
-        self.vectorized = vectorized
+        if form not in (None, *get_args(Form)):
+            raise ValueError(f"form={form!r} is none of {', '.join(map(repr, get_args(Form)))}, None")
+        self.form = form
 
     def state(self) -> Mapping[str, mk.Module]:
         """Returns what a run keeps of its members."""
@@ -141,49 +144,48 @@ class Ensemble(Scenario):
     @contextmanager
     def around(self, batch: Any, *, members: Members, **parts: Any) -> Iterator[None]:
         """Context in which members that can be are stacked; `batch` gives the structure of the examples."""
-        form = self.vectorized if members.side_by_side is None else members.side_by_side
-        with side_by_side(self._groups(batch, form is not False, members, **parts)):
+        with side_by_side(self._groups(batch, self.form or members.form or "vmap", members, **parts)):
             yield
 
-    def prepare(self, batch: Any, form: bool | None, *, members: Members, **parts: Any) -> bool:
-        """Returns whether members are trained side by side: as the settings or `form` say, else as a trial does."""
-        chosen = self.vectorized
-        if chosen is None and self.settings.mesh is None:  # on several devices they always are
-            chosen = members.side_by_side if form is None else form
-        members.side_by_side = self._is_faster(batch, members, parts) if chosen is None else chosen
-        return members.side_by_side
+    def prepare(self, batch: Any, form: Form | None, *, members: Members, **parts: Any) -> Form:
+        """Returns the form of the update: what the settings or `form` say, else what a trial does."""
+        if self.form is not None or self.settings.mesh is not None:  # several devices compute all members at once
+            members.form = self.form or "vmap"
+        else:
+            members.form = form or members.form or self._fastest(batch, members, parts)
+        return members.form
 
-    def _is_faster(self, batch: Any, members: Members, parts: Mapping[str, Any]) -> bool:
-        """Returns whether members side by side are the faster form, and tries it where that is not clear."""
+    def _fastest(self, batch: Any, members: Members, parts: Mapping[str, Any]) -> Form:
+        """Returns the fastest form of the update, and tries them where that is not clear."""
 
         def update(groups: tuple[Group, ...], batch: Any) -> Mapping[str, Any]:
             with side_by_side(groups):
                 return self.update(batch, members=members, **parts)
 
-        groups = self._groups(batch, True, members, **parts)
-        if self.settings.mesh is not None or are_several() or not is_worth_a_trial(groups):
-            return True
-        others = self._groups(batch, False, members, **parts)
+        if are_several() or not is_worth_a_trial(self._groups(batch, "vmap", members, **parts)):
+            return "vmap"
+        forms: tuple[Form, ...] = get_args(Form)
+        updates = {form: functools.partial(update, self._groups(batch, form, members, **parts)) for form in forms}
         with at(np.int32(0)):
-            return is_faster_side_by_side(functools.partial(update, groups), functools.partial(update, others), batch)
+            return fastest(updates, batch)
 
     def _groups(
         self,
         batch: Any,
-        vectorized: bool,
+        form: Form,
         members: Members,
         models: Any,
         optimizers: Sequence[mk.Optimizer],
         loss: Loss,
         penalty: Penalty | None = None,
     ) -> tuple[Group, ...]:
-        """Returns the members that are trained side by side together, for batches of a structure."""
+        """Returns the members that are trained together, for batches of a structure."""
         roster = self._roster(models, optimizers)
-        find_out = functools.partial(self._grouped, batch, vectorized, roster, loss, penalty)
-        return members.groups(batch, vectorized, [*models, *optimizers], find_out)
+        find_out = functools.partial(self._grouped, batch, form, roster, loss, penalty)
+        return members.groups(batch, form, [*models, *optimizers], find_out)
 
     def _grouped(
-        self, batch: Any, vectorized: bool, roster: Roster, loss: Loss, penalty: Penalty | None
+        self, batch: Any, form: Form, roster: Roster, loss: Loss, penalty: Penalty | None
     ) -> tuple[Group, ...]:
         """Traces the update of each member, and returns those that are the same together."""
         updates = [self._member_update(model, optimizer, loss, penalty) for model, optimizer in roster]
@@ -194,7 +196,7 @@ class Ensemble(Scenario):
         ]
         refuse_dependent(programs, {"models": [model for model, _ in roster]})
         devices = Devices(self.settings.mesh, self.settings.placement, self.has_members)
-        return grouped(programs, vectorized, devices)
+        return grouped(programs, form, devices)
 
     def evaluate(self, batch: Any, *, models: Any, loss: Loss, **parts: Any) -> Mapping[str, Any]:
         """Returns the loss of each example, and for integer targets whether it is right: averaged, and by member."""

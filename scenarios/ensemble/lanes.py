@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from modulekit.core.processes import put
 from modulekit.core.variable import Variable
 from scenarios.base.devices import Devices
 from scenarios.ensemble.programs import Program
+
+Form = Literal["vmap", "scan", "separate"]  # all at once, in turn by one program, or each by instructions of its own
 
 _RUNNING: ContextVar["tuple[Group, ...] | None"] = ContextVar("groups", default=None)
 
@@ -72,6 +74,7 @@ class Group:
       members: their numbers.
       programs: their programs, which are the same.
       devices: which the members may be divided among.
+      form: "vmap" or "scan": whether they are updated at once or in turn.
 
     Attributes:
       members: their numbers.
@@ -80,14 +83,20 @@ class Group:
       kept: stacks of the others; a variable itself where all members share it.
 
     Raises:
-      ValueError: they are to be divided among the devices, and cannot be evenly.
+      ValueError: they are to be divided among the devices, and cannot be evenly, or not in this form.
     """
 
-    def __init__(self, members: Sequence[int], programs: Sequence[Program], devices: Devices) -> None:
+    def __init__(
+        self, members: Sequence[int], programs: Sequence[Program], devices: Devices, form: Form = "vmap"
+    ) -> None:
+        if form != "vmap" and devices.rows is not None:
+            raise ValueError(
+                f"form={form!r} takes members in turn; among devices they are divided by form='vmap' alone"
+            )
         devices.check_divisible(members)
         self.members, self.devices = tuple(members), devices
         self._program = program = programs[0]
-        self._programs = programs
+        self._programs, self._form = programs, form
         self._numbers = [list(program.numbers.values()) for program in programs]
         written = list(zip(*(program.writes for program in programs), strict=True))
         places = [*program.layout.groups, *([place] for place in program.layout.alone)]
@@ -130,29 +139,29 @@ class Group:
         """
         changing = [stack.variable.current() for stack in self.changing]
         kept = [(one.variable if isinstance(one, Stack) else one).current() for one in self.kept]
-        axes = [0 if isinstance(one, Stack) else None for one in self.kept]
         numbers = [jnp.asarray(column, jnp.float32) for column in zip(*self._numbers, strict=True)]
         keys, active = self._own(keys), None if active is None else self._own(active)
         changing, numbers, keys, active = self.devices.own((changing, numbers, keys, active))
+        examples = None
         if has_own_examples:
-            batch = self.devices.own(jax.tree.map(self._own, batch), rest=PartitionSpec.UNCONSTRAINED)
+            examples = self.devices.own(jax.tree.map(self._own, batch), rest=PartitionSpec.UNCONSTRAINED)
+        kept_rows = [value if isinstance(one, Stack) else None for one, value in zip(self.kept, kept, strict=True)]
+        rows = changing, kept_rows, numbers, keys, active, examples
 
-        def lane(
-            changing: list[Any], kept: list[Any], numbers: list[Any], key: Any, active: Any, batch: Any
-        ) -> tuple[Any, list[Any]]:
-            loss, new = self._program(changing, kept, numbers, key, step, batch)
+        def lane(row: Any) -> tuple[Any, list[Any]]:
+            changing, kept_row, numbers, key, active, examples = row
+            reads = [whole if own is None else own for own, whole in zip(kept_row, kept, strict=True)]
+            loss, new = self._program(changing, reads, numbers, key, step, batch if examples is None else examples)
             if active is not None:
                 new = [jnp.where(active, after, before) for after, before in zip(new, changing, strict=True)]
             return loss, new
 
         if len(self.members) == 1:
-            examples = _first(batch) if has_own_examples else batch
-            found = lane(_first(changing), kept, _first(numbers), _first(keys), _first(active), examples)
-            losses, new = jax.tree.map(lambda array: array[None], found)
+            losses, new = jax.tree.map(lambda array: array[None], lane(jax.tree.map(lambda array: array[0], rows)))
+        elif self._form == "scan":
+            losses, new = jax.lax.map(lane, rows)
         else:
-            in_axes = (0, axes, 0, 0, 0, 0 if has_own_examples else None)
-            lanes = jax.vmap(lane, in_axes, spmd_axis_name=self.devices.members_axis)
-            losses, new = lanes(changing, kept, numbers, keys, active, batch)
+            losses, new = jax.vmap(lane, spmd_axis_name=self.devices.members_axis)(rows)
         storage.commit([stack.variable for stack in self.changing], self.devices.own(new))
         return self.devices.told(losses)
 
@@ -163,22 +172,18 @@ class Group:
         return array[np.array(self.members)]
 
 
-def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda array: array[0], tree)
-
-
-def grouped(programs: Sequence[Program], vectorized: bool, devices: Devices | None = None) -> tuple[Group, ...]:
-    """Returns groups of members whose programs are the same, each member in one; where not `vectorized`, each alone."""
+def grouped(programs: Sequence[Program], form: Form = "vmap", devices: Devices | None = None) -> tuple[Group, ...]:
+    """Returns groups of members whose programs are the same, each member in one; for "separate", each alone."""
     devices = devices or Devices(None, "data_parallel")
     groups: list[list[int]] = []
     for member, program in enumerate(programs):
-        same = (group for group in groups if vectorized and program.is_same(programs[group[0]]))
+        same = (group for group in groups if form != "separate" and program.is_same(programs[group[0]]))
         group = next(same, None)
         if group is None:
             groups.append([member])
         else:
             group.append(member)
-    return tuple(Group(members, [programs[member] for member in members], devices) for members in groups)
+    return tuple(Group(members, [programs[member] for member in members], devices, form) for members in groups)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import modulekit as mk
+from scenarios.ensemble.lanes import Form
 from scenarios.ensemble.plans import Groups, Plans
 
 
@@ -16,7 +17,7 @@ class Members(mk.Module):
     """The standing of each member, by which it stops early on its own, and the form of the update, to which a run keeps.
 
     Attributes:
-      side_by_side: whether members are trained side by side where they can be; None while that is not decided.
+      form: how members whose updates are the same program are updated; None while that is not decided.
       active: `[members]`, whether a member is still updated.
       best: `[members]`, the lowest evaluation loss.
       waited: `[members]`, the evaluations since.
@@ -25,7 +26,7 @@ class Members(mk.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.side_by_side: bool | None = None
+        self.form: Form | None = None
         self._plans = Plans()
 
     @mk.once
@@ -35,11 +36,9 @@ class Members(mk.Module):
         self.waited = mk.Variable(jnp.zeros([count], jnp.int32), trainable=False, name="waited")
         self.evaluated = mk.Variable(jnp.full([], -1, jnp.int32), trainable=False, name="evaluated")
 
-    def groups(
-        self, batch: Any, vectorized: bool, modules: Iterable[mk.Module], find_out: Callable[[], Groups]
-    ) -> Groups:
-        """Returns which members are trained side by side: see `Plans.groups`."""
-        return self._plans.groups(batch, vectorized, modules, find_out)
+    def groups(self, batch: Any, form: Form, modules: Iterable[mk.Module], find_out: Callable[[], Groups]) -> Groups:
+        """Returns which members are trained together: see `Plans.groups`."""
+        return self._plans.groups(batch, form, modules, find_out)
 
     def training(self, count: int) -> jax.Array:
         """Returns which of `count` members are still updated, `[members]`."""

@@ -10,7 +10,7 @@ from modulekit.core.module import Module
 from modulekit.core.overlay import active
 from modulekit.core.pieces import is_apart
 from modulekit.transforms.snapshot import Snapshot
-from scenarios.ensemble.lanes import Group
+from scenarios.ensemble.lanes import Form, Group
 
 Groups = tuple[Group, ...]
 
@@ -28,17 +28,17 @@ class Plans:
     def __reduce__(self) -> tuple[Any, ...]:
         return Plans, ()
 
-    def groups(self, batch: Any, vectorized: bool, modules: Iterable[Module], find_out: Callable[[], Groups]) -> Groups:
+    def groups(self, batch: Any, form: Form, modules: Iterable[Module], find_out: Callable[[], Groups]) -> Groups:
         """Returns the groups for batches of a structure.
 
         Args:
           batch: `jax.ShapeDtypeStruct`s or arrays.
-          vectorized: whether members are side by side where they can be.
+          form: of the update.
           modules: the models and optimizers of the members.
           find_out: returns the groups, by tracing the members' updates.
         """
         leaves, tree = jax.tree.flatten(batch)
-        key = (tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), vectorized, is_apart())
+        key = (tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), form, is_apart())
         known = self._known.get(key) if context.key() is None else None
         if known is None or not known[0].holds():
             groups = find_out()

@@ -126,7 +126,7 @@ def what_cannot_be_divided_is_refused() -> None:
     uneven = "members 0, 1, 2, 3, 4, 5, 6, 7 are 8 that are trained side by side, and cannot be divided evenly among 3"
     refused(ValueError, uneven, lambda: run(1, mesh={"members": 3}, placement="members"))
     refused(ValueError, "members 0, 2, 4, 6 are 4 that", lambda: run(1, (jax.nn.relu, jax.nn.tanh), **EACH))
-    refused(ValueError, "members 0 are 1 that", lambda: run(1, vectorized=False, **EACH))
+    refused(ValueError, "form='scan' takes members in turn", lambda: run(1, form="scan", **EACH))
     missing = "and one of the two is missing. Give both, as in mesh={'members': 8}, placement='members'"
     refused(ValueError, missing, lambda: run(1, mesh={"members": 8}))
     refused(ValueError, missing, lambda: run(1, mesh={"data": 8}, placement="members"))
