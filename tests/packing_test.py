@@ -295,6 +295,45 @@ def test_reading_after_each_step_and_not_reading_at_all_train_alike() -> None:
     assert read.bits() == unread.bits()
 
 
+def test_variables_are_read_by_a_program_for_each_shape(caplog: pytest.LogCaptureFixture) -> None:
+    variables = [mk.Variable(jnp.full([4, 1 + k % 3], float(k))) for k in range(60)]
+
+    @mk.jit
+    def step() -> None:
+        for variable in variables:
+            variable.assign_add(jnp.ones(variable.shape))
+
+    step()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        values = [variable.numpy() for variable in variables]
+    cuts = [record for record in caplog.records if "Finished XLA compilation of jit(_cut)" in record.getMessage()]
+    assert 0 < len(cuts) <= 3
+    for k, value in enumerate(values):
+        np.testing.assert_array_equal(value, np.full([4, 1 + k % 3], k + 1.0))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_variables_get_back_what_they_held_and_others_keep_what_they_have(data: st.DataObject) -> None:
+    subject = Subject()
+    step = mk.jit(lambda: subject.train(X, Y), donate=False)
+    everything = [*subject.model.variables, *subject.optimizer.variables]
+    if data.draw(st.booleans(), "packed before"):
+        step()
+    chosen = data.draw(st.lists(st.sampled_from(everything), unique_by=id), "chosen")
+    before = [variable.numpy().copy() for variable in everything]
+    held = storage.Holdings(chosen)
+    step()
+    if data.draw(st.booleans(), "one is assigned"):
+        data.draw(st.sampled_from(subject.model.trainable_variables), "which").assign_add(1.0)
+    after = [variable.numpy().copy() for variable in everything]
+    held.give_back()
+    for variable, old, new in zip(everything, before, after, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), old if any(variable is v for v in chosen) else new)
+    step()
+    assert all(np.isfinite(value).all() for value in subject.values())
+
+
 def test_a_step_that_raises_leaves_all_as_it_was() -> None:
     subject = Subject()
     subject.train(X, Y)

@@ -2,13 +2,14 @@
 
 What a step costs beyond its arithmetic is the number of buffers that go in and out of its program. So the program takes
 the small variables that it writes in one buffer and gives one back (`transforms/arrangement.py`), and a variable in it
-holds its place in the pack in place of an array. Reading a variable from outside unpacks all of them in one compiled
-call, once for each step; the arrays that it gives are copies, so that the buffer itself is never known outside, and may
-always be donated. A variable that is assigned leaves its place for an array of its own, and is put back before the next
-step.
+holds its place in the pack in place of an array. Reading a variable from outside cuts it from the buffer, once for each
+step, by a program for all of its shape: one program for all variables would take XLA seconds to compile where they are
+hundreds. What it gives are copies, so that the buffer itself is never known outside, and may always be donated. A variable
+that is assigned leaves its place for an array of its own, and is put back before the next step.
 """
 
 import functools
+import math
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from modulekit.core.counters import Counter
-from modulekit.core.pieces import cut_alone, split, starts_of, tracing
+from modulekit.core.pieces import cut_alone, starts_of
 
 # Threads that step one model take turns: between taking the arrays and storing the new ones, nobody else may.
 one_at_a_time = threading.RLock()
@@ -35,7 +36,7 @@ class Place:
 
     def array(self) -> jax.Array:
         """Returns the value, as an array that nobody will donate."""
-        return self.pack.arrays()[self.index]
+        return self.pack.array(self.index)
 
 
 class Pack:
@@ -60,15 +61,19 @@ class Pack:
         self.committed_to = next(iter(arrays[0].devices())) if arrays[0].committed else None
         self.key = key_of(arrays[0])
         self.shapes = tuple(array.shape for array in arrays)
-        starts = starts_of(self.shapes)
-        self.starts = {index: starts[index] for index in cut_alone(self.shapes)}
-        self._arrays: list[jax.Array] | None = None
+        self._all_starts = starts_of(self.shapes)
+        self.starts = {index: self._all_starts[index] for index in cut_alone(self.shapes)}
+        self._arrays: dict[int, jax.Array] = {}
         self.fill(arrays)
         layouts.count += 1
 
     def present(self) -> list[Any]:
         """Returns the members; None for one that is gone."""
         return [reference() for reference in self.members]
+
+    def taken(self) -> list[Place]:
+        """Returns the places of members that are still there."""
+        return [place for place, member in zip(self.places, self.present(), strict=True) if member is not None]
 
     def fill(self, arrays: Sequence[jax.Array]) -> None:
         """Takes new values for all members."""
@@ -80,16 +85,19 @@ class Pack:
     def replace(self, buffer: jax.Array) -> None:
         """Takes a new buffer."""
         self.buffer = buffer
-        self._arrays = None
+        self._arrays = {}
 
-    def arrays(self) -> list[jax.Array]:
-        """Returns the values of all places."""
+    def array(self, index: int) -> jax.Array:
+        """Returns the value of a place."""
         with one_at_a_time:
-            if self._arrays is None:
-                with jax.ensure_compile_time_eval():
-                    starts = scalars(self.starts.values(), self.committed_to)
-                    self._arrays = _unpacked(self.buffer, starts, self.shapes)
-            return self._arrays
+            if index not in self._arrays:
+                self._arrays[index] = self.cut(self.buffer, index)
+            return self._arrays[index]
+
+    def cut(self, buffer: jax.Array, index: int) -> jax.Array:
+        """Returns the value that a place has in a buffer of this pack."""
+        with jax.ensure_compile_time_eval():  # whatever is being traced
+            return _cut(buffer, _scalar(self._all_starts[index], self.committed_to), self.shapes[index])
 
 
 def vacate(held: Any) -> None:
@@ -118,7 +126,5 @@ def scalars(numbers: Iterable[int], place: Any) -> list[Any]:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _unpacked(buffer: Any, starts: list[Any], shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
-    numbers = starts_of(shapes)
-    with tracing({numbers[index]: start for index, start in zip(cut_alone(shapes), starts, strict=True)}):
-        return split(buffer, shapes)
+def _cut(buffer: Any, start: Any, shape: tuple[int, ...]) -> Any:
+    return jax.lax.dynamic_slice(buffer, (start,), (math.prod(shape),)).reshape(shape)

@@ -41,9 +41,36 @@ def own(variables: Sequence[Variable]) -> None:
             variable._held = jax.device_put(array, place, may_alias=False)
 
 
-def store_arrays(variables: Sequence[Variable], arrays: Sequence[jax.Array]) -> None:
-    """Replaces the arrays of `variables` by those that a program has just made and nobody else holds."""
-    store_buffers((), variables, arrays)
+class Holdings:
+    """What variables hold, so that they can have it back: whole buffers, where whole packs are among them.
+
+    It is valid as long as no program is given it to donate.
+
+    Args:
+      variables: without repetition.
+    """
+
+    def __init__(self, variables: Sequence[Variable]) -> None:
+        self._variables = variables
+        self._held: list[Any] = [v._held for v in variables]
+        self._buffers = {held.pack: held.pack.buffer for held in self._held if type(held) is Place}
+
+    def wait(self) -> None:
+        """Waits until the values have been computed."""
+        arrays = [held for held in self._held if type(held) is not Place]
+        jax.block_until_ready([*self._buffers.values(), *arrays])
+
+    def give_back(self) -> None:
+        """Gives the variables what they held."""
+        places = {id(v._held) for v in self._variables}
+        whole = {pack for pack in self._buffers if places.issuperset(id(place) for place in pack.taken())}
+        for pack in whole:
+            pack.replace(self._buffers[pack])
+        left = [pair for pair in zip(self._variables, self._held, strict=True) if _pack(pair[1]) not in whole]
+        store_buffers((), [variable for variable, _ in left], [self._array(held) for _, held in left])
+
+    def _array(self, held: Any) -> jax.Array:
+        return held.pack.cut(self._buffers[held.pack], held.index) if type(held) is Place else held
 
 
 def store_buffers(packs: Sequence[Pack], variables: Sequence[Variable], new: Sequence[jax.Array]) -> None:
@@ -62,7 +89,11 @@ def store_buffers(packs: Sequence[Pack], variables: Sequence[Variable], new: Seq
 
 def pack_of(variable: Variable) -> Pack | None:
     """Returns the pack in which a variable lies, None for one that has an array of its own."""
-    return variable._held.pack if type(variable._held) is Place else None
+    return _pack(variable._held)
+
+
+def _pack(held: Any) -> Pack | None:
+    return held.pack if type(held) is Place else None
 
 
 def packed(variables: Sequence[Variable]) -> None:
@@ -159,11 +190,11 @@ def spread(variables: Iterable[Variable]) -> None:
 def gather(pack: Pack) -> None:
     """Puts the members of a pack that have left it back in their places; dissolves a pack that does not fit any more."""
     with one_at_a_time:
-        arrays: list[Any] = list(pack.arrays())
         members = pack.present()
-        for index, variable in enumerate(members):
-            if variable is not None and variable._held is not pack.places[index]:
-                arrays[index] = variable._held
+        arrays: list[Any] = [
+            pack.array(index) if v is None or v._held is pack.places[index] else v._held
+            for index, v in enumerate(members)
+        ]
         elsewhere = any(v is not None and pack_of(v) not in (None, pack) for v in members)
         fits = not elsewhere and all(key_of(array) == pack.key for array in arrays)
         if fits:

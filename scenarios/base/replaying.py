@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from modulekit.core.storage import store_arrays, stored_arrays
+from modulekit.core.storage import Holdings
 from modulekit.data import Arrays
 from scenarios.base.feeding import Chunk
 from scenarios.base.run import Prepared, Run
@@ -92,7 +92,7 @@ def _go_to(prepared: Prepared, settings: Settings, step: int) -> None:
     anchor = None
     while at < step:
         if interval is not None and at % interval == 0:
-            anchor = stored_arrays(variables)
+            anchor = Holdings(variables)
         count, capacity = prepared.stepper.pacing.advise(
             step - at if interval is None else min(step, settings.next_stop(at)) - at
         )
@@ -102,7 +102,7 @@ def _go_to(prepared: Prepared, settings: Settings, step: int) -> None:
         if skipped:
             prepared.feed.return_from(chunk, done + 1)
             if anchor is not None:
-                store_arrays(variables, anchor)
+                anchor.give_back()
             elif interval is not None and prepared.saver is not None:
                 prepared.saver.roll_back(at + done)
         at += done + skipped

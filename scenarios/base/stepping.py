@@ -27,7 +27,7 @@ from modulekit.core.arithmetic import value_of
 from modulekit.core.pieces import Grouping
 from modulekit.core.processes import agreed, whole
 from modulekit.core.randomness import default_stream
-from modulekit.core.storage import forms_of, spread, store_arrays, stored_arrays
+from modulekit.core.storage import Holdings, forms_of, spread, stored_arrays
 from modulekit.core.variable import Variable
 from modulekit.transforms.settle import Footprint
 from scenarios.base.devices import Devices
@@ -114,9 +114,9 @@ class Stepper:
 
     def attempt(self, step: int, chunk: Chunk, index: int) -> list[Any]:
         """Returns the values that a step, at a place in a chunk, would give `variables`, which stay as they are."""
-        with self._undone() as variables:
+        with self._undone():
             self._run_step(step, chunk, index)
-            return whole(stored_arrays(variables))
+            return whole(stored_arrays(self.variables))
 
     def run(self, step: int, chunk: Chunk, meanwhile: Callable[[], None] = lambda: None) -> tuple[int, Metrics]:
         """Runs the steps from `step` on.
@@ -155,37 +155,35 @@ class Stepper:
         self.pacing.choose(loop, alone)
 
     @contextmanager
-    def _undone(self) -> Iterator[list[Variable]]:
+    def _undone(self) -> Iterator[None]:
         """Context after which the variables are what they were."""
-        variables = self.variables
-        before = stored_arrays(variables)
+        before = Holdings(self.variables)
         try:
-            yield variables
-            jax.block_until_ready(stored_arrays(variables))
+            yield
+            Holdings(self.variables).wait()
         finally:
-            store_arrays(variables, before)
+            before.give_back()
 
     def _run_loop(self, step: int, chunk: Chunk, meanwhile: Callable[[], None]) -> tuple[int, Any]:
         """Runs many steps; if a value went wrong on the way, runs them again from the start, looking at each."""
-        variables = self.variables
-        before = stored_arrays(variables)
+        before = Holdings(self.variables)
         sound, table = self._call_loop(step, chunk, chunk.count)
         meanwhile()
         if sound:
             return chunk.count, table
-        store_arrays(variables, before)
+        before.give_back()
         return self._run_one_by_one(step, chunk, lambda: None)
 
     def _run_one_by_one(self, step: int, chunk: Chunk, meanwhile: Callable[[], None]) -> tuple[int, Any]:
         """Runs steps up to the first that is not finite, and takes that one back."""
         variables, done, rows = self.variables, 0, []
         for index in range(chunk.count):
-            before = stored_arrays(variables)
+            before = Holdings(variables)
             finite, metrics = self._run_step(step + done, chunk, index)
             rows.append(metrics)
             meanwhile()
             if not finite:
-                store_arrays(variables, before)
+                before.give_back()
                 break
             done += 1
         return done, np.stack(jax.device_get(rows))
