@@ -1,13 +1,17 @@
 """Small variables lie in one buffer between compiled steps, and nobody can tell: values, errors, copies are as without.
 
-Values are compared up to the last bits: XLA joins a product and a sum in one rounding or in two, depending on what it fuses.
+Values are compared up to the last bits, as XLA joins a product and a sum in one rounding or in two, depending on what it
+fuses; and bit for bit in a process that may not join them.
 """
 
 import copy
+import functools
 import os
 import pickle
+import platform
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -201,13 +205,21 @@ def _try(subject: Subject, number: int) -> Any:
     return loss
 
 
-OPERATIONS = [_step, _step, _predict, _scale, _read, _assign, _add, _freeze, _copy, _replace, _try]
+def _save(subject: Subject, number: int) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        mk.weights.save(path, subject.model)
+        loss = subject.train(X - number, Y)
+        mk.weights.load(path, subject.model)
+    return loss
+
+
+OPERATIONS = [_step, _step, _predict, _scale, _read, _assign, _add, _freeze, _copy, _replace, _try, _save]
 Calls = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 11)), max_size=9)
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
-@given(Calls)
-def test_whatever_is_done_the_values_are_those_without_packs(calls: list[Any]) -> None:
+def check_both(calls: list[Any], same: Callable[[Any, Any], None]) -> None:
+    """Does the same with packs and without, and compares what was returned, and all values at the end."""
     ours, twin = Subject(), Subject()
     for operation, number in [(_step, 1), *calls, (_step, 2)]:
         found = operation(ours, number)
@@ -215,9 +227,25 @@ def test_whatever_is_done_the_values_are_those_without_packs(calls: list[Any]) -
             expected = operation(twin, number)
         assert (found is None) == (expected is None)
         if found is not None:
-            np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=2e-5, atol=2e-6)
+            same(np.asarray(found), np.asarray(expected))
     for value, wanted in zip(ours.values(), twin.values(), strict=True):
-        np.testing.assert_allclose(value, wanted, rtol=2e-5, atol=2e-6)
+        same(value, wanted)
+
+
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@given(Calls)
+def test_whatever_is_done_the_values_are_those_without_packs(calls: list[Any]) -> None:
+    check_both(calls, functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the flag names sets of instructions of x86")
+def test_and_are_bit_for_bit_where_each_product_and_each_sum_is_rounded() -> None:
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    program = [sys.executable, here / "subprocesses" / "pack_bit_for_bit.py"]
+    run = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert int(run.stdout) >= 20
 
 
 def packs_of(variables: Any) -> set[Any]:
