@@ -38,6 +38,9 @@ REGRESSION, CLASSIFICATION = ROW["regression"], ROW["classification_with_dropout
         ({"steps_per_call": 0}, ValueError, "steps_per_call=0 is below 1"),
         ({"save_interval": -5, "save_dir": "runs"}, ValueError, "save_interval=-5 is below 1"),
         ({"save_interval": 5}, ValueError, "save_interval=5 needs a save_dir: give the run a directory to save in"),
+        ({"save_dir": 3}, TypeError, "save_dir=3 is a int: expected the path of a directory"),
+        ({"cache_dir": b"runs"}, TypeError, "cache_dir=b'runs' is a bytes: expected the path of a directory"),
+        ({"best_metric": None}, TypeError, "best_metric=None is a NoneType: expected the name of a metric"),
         ({"batchsize": 5}, TypeError, "Supervised has no setting 'batchsize': did you mean 'batch_size'?"),
     ],
 )

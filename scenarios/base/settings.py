@@ -13,6 +13,12 @@ Mode = Literal["min", "max"]
 _LOWEST = {"steps": 0, "seed": 0, "keep_best": 0}
 _CHOICES = {"non_finite": get_args(NonFinite), "best_mode": get_args(Mode)}
 _TRUTHS = ("progress", "data_on_device")
+_PATH = (str | os.PathLike, "the path of a directory")
+_TEXTS: Mapping[str, tuple[Any, str]] = {
+    "save_dir": _PATH,
+    "cache_dir": _PATH,
+    "best_metric": (str, "the name of a metric"),
+}
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,11 @@ class Settings:
             object.__setattr__(self, "steps_per_call", None)  # one way to say it, for all that compares settings
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("save_dir", "cache_dir", "best_metric", "mesh", "placement", *_TRUTHS) or (
-                value is None and field.default is None
-            ):
+            if field.name in ("mesh", "placement", *_TRUTHS) or (value is None and field.default is None):
                 continue
-            if field.name in _CHOICES:
+            if field.name in _TEXTS:
+                _check_kind(field.name, value, *_TEXTS[field.name])
+            elif field.name in _CHOICES:
                 _check_choice(field.name, value, _CHOICES[field.name])
             elif field.name in ("ema_decay", "time_limit"):
                 _check_real(field.name, value, below=1.0 if field.name == "ema_decay" else float("inf"))
@@ -143,6 +149,11 @@ def checked_settings(scenario: str, steps: int, settings: Mapping[str, Any]) -> 
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
             raise TypeError(f"{scenario} has no setting {name!r}: {hint}")
     return Settings(steps, **settings)
+
+
+def _check_kind(name: str, value: Any, kind: Any, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected {expected}")
 
 
 def _check_number(name: str, value: Any, lowest: int) -> None:
