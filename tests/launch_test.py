@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,8 +39,8 @@ def numbers(process: subprocess.Popen[str], processes: int = 1, devices: int = 1
     """Returns the history that the first process has printed, and nobody else."""
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
-    (line,) = (line for line in output.splitlines() if not line.startswith("[Gloo]"))  # what the network's library says
-    found = json.loads(line)
+    (printed,) = re.findall(r'{"processes".*?}', output)  # the network's library prints too, into lines of others
+    found = json.loads(printed)
     assert (found["processes"], found["devices"]) == (processes, processes * devices)
     return np.array(found["numbers"])
 
