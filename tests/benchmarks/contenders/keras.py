@@ -179,7 +179,7 @@ def make_step(workload: Workload, params: Params | None) -> Step:
         for name, arrays in own(params).items():
             places = network.get_layer(name).trainable_variables
             for place, value in zip(places, arrays, strict=True):
-                place.assign(np.reshape(value, place.shape))
+                place.assign(np.array(value).reshape(place.shape))  # a copy, since training donates it
     network.compile(
         optimizer=Adam(LEARNING_RATE, epsilon=1e-8),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
