@@ -8,7 +8,6 @@ import copy
 import functools
 import os
 import pickle
-import platform
 import subprocess
 import sys
 import tempfile
@@ -238,7 +237,6 @@ def test_whatever_is_done_the_values_are_those_without_packs(calls: list[Any]) -
     check_both(calls, functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6))
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the flag names sets of instructions of x86")
 def test_and_are_bit_for_bit_where_each_product_and_each_sum_is_rounded() -> None:
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
