@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from modulekit.checkpoints import CheckpointStore
+from scenarios.base.lock import sole_use
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "subprocesses" / "launched.py"
@@ -129,6 +130,17 @@ def test_a_signal_to_the_launcher_is_one_to_all(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert errors.count("and saved; make the same call again") == 2
+
+
+def test_a_folder_in_use_is_refused_before_any_process_touches_it(tmp_path: Path) -> None:
+    with sole_use(tmp_path):
+        process = started(20, "fully_sharded", tmp_path, processes=2)
+        _, errors = process.communicate(timeout=120)
+        files = {file.name for file in tmp_path.iterdir()}
+    assert process.returncode == 1
+    assert f"{tmp_path} is in use by process {os.getpid()} on " in errors
+    assert files == {".lock", "pid_0", "pid_1"}  # the last two are the script's own
+    assert len(numbers(started(20, "fully_sharded", tmp_path, processes=2), 2)) > 0
 
 
 def test_processes_that_slurm_has_started_find_each_other() -> None:

@@ -83,7 +83,7 @@ class Run:
         if self.settings.directory is not None:
             check_writable(self.settings.directory, "save_dir")
         writes = is_first()  # of several processes
-        with sole_use(self.settings.directory if writes else None), self.prepared() as prepared:
+        with sole_use(self.settings.directory), self.prepared() as prepared:
             saver, hooks, progress = prepared.saver, [*self.hooks], prepared.progress
             if self.settings.directory is not None and writes:
                 write_manifest(self.settings.directory, self.identity(), progress.step, prepared.parameters)
