@@ -17,6 +17,7 @@ from tests.benchmarks import (
     contenders,
     gan_overhead,
     goals,
+    idle_time,
     measuring,
     plot,
     readme_table,
@@ -44,6 +45,13 @@ def test_the_contenders_for_a_run_all_train_and_say_how_long_a_step_takes() -> N
 def test_the_contenders_for_a_gan_train_and_say_how_long_an_update_takes() -> None:
     data = gan_overhead.made_data()
     assert all(0 < contender(data, 20, 2) < 1 for contender in (gan_overhead.scenario, gan_overhead.loop))
+
+
+def test_idle_time_is_a_share_of_a_run_and_has_a_step_beside_it() -> None:
+    step, share = idle_time.idle(WORKLOADS["mlp_3x16"], 0.3)
+    assert 0 < step < 1
+    assert share is not None
+    assert 0 <= share < 1
 
 
 def entrants(names: list[str]) -> list[Contender]:

@@ -1,10 +1,12 @@
 """A profile of some updates: what the devices and the host did, for TensorBoard or Perfetto."""
 
 import warnings
+from pathlib import Path
 
 import jax
 
 from scenarios.base.events import Event, Finished, Started
+from scenarios.hooks.idle import idle_share
 from scenarios.hooks.place import Given, place_of
 
 
@@ -40,6 +42,7 @@ class Profile:
         self._start = start
         self._steps = steps
         self._given = directory
+        self._place = None if directory is None else Path(directory)
         self._end: int | None = None  # of the running trace
         self._is_done = False
 
@@ -56,6 +59,32 @@ class Profile:
         elif not self._is_done and event.step >= self._start:
             jax.profiler.start_trace(str(self._place))
             self._end = event.step + self._steps
+
+    def idle_share(self) -> float | None:
+        """Returns the share of the time between the first and the last program of the trace in which a device did nothing.
+
+        Of several accelerators it is the one that waited longest; CPU devices count as one. The profiler's own work on the
+        host counts as waiting.
+
+        Returns:
+          The share, from 0 to 1; None if the trace shows no program.
+
+        Raises:
+          FileNotFoundError: there is no trace.
+
+        Source: JAX, `jax.profiler.ProfileData`.
+
+        >>> import tempfile, jax.numpy as jnp, modulekit as mk, scenarios
+        >>> x, fit = jnp.ones([4, 1]), scenarios.Supervised(40, batch_size=4, steps_per_call=4, progress=False)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     profile = Profile(start=20, steps=12, directory=directory)
+        ...     result = fit(mk.Linear(1), mk.optimizers.SGD(0.1), mk.losses.squared_error, data=(x, x), hooks=[profile])
+        ...     0 <= profile.idle_share() < 1
+        True
+        """
+        if self._place is None:
+            raise FileNotFoundError("Profile has no trace yet: it takes one in a run that it is a hook of")
+        return idle_share(self._place)
 
     def _finish(self, event: Finished) -> None:
         if self._end is not None:
