@@ -13,6 +13,7 @@ import pytest
 from killed_intakes import EACH, Vector, gradients, step
 
 import modulekit as mk
+from modulekit.errors import CheckpointError
 from scenarios.aggregation import Intake
 
 HERE = Path(__file__).parent
@@ -48,7 +49,7 @@ def assert_nothing_is_lost(folder: Path, whole: list[bytes]) -> None:
     """Asserts that all that was acknowledged is in the directory, and the weights are bitwise those of their version."""
     model = Vector()
     intake = Intake(model, folder / "intake")
-    assert not list((folder / "intake").rglob(".*"))
+    assert [file.name for file in (folder / "intake").rglob(".*")] == [".lock"]
     applied = [int(version) for what, version, *_ in told(folder) if what == "applied"]
     accepted = {(int(words[1]), words[2]) for words in told(folder) if words[0] == "accepted"}
     assert intake.version >= max(applied, default=0)
@@ -89,3 +90,26 @@ def test_20_random_kills_lose_nothing_that_was_accepted(
         assert os.waitstatus_to_exitcode(ended()) == -signal.SIGKILL
         assert_nothing_is_lost(tmp_path, whole)
     assert len(whole) > DEATHS / 2
+
+
+def test_a_directory_that_another_process_uses_is_refused_and_not_touched(
+    start: Callable[[Path], tuple[int, Callable[[], int]]], tmp_path: Path
+) -> None:
+    pid, ended = start(tmp_path)
+    deadline = time.monotonic() + 60
+    while len(told(tmp_path)) < EACH + 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGSTOP)
+    before = {file: file.read_bytes() for file in (tmp_path / "intake").rglob("*") if file.is_file()}
+    model = Vector()
+    with pytest.raises(
+        CheckpointError, match=rf"intake is in use by process {pid} on \S+: .* choose another directory$"
+    ):
+        Intake(model, tmp_path / "intake")
+    assert {file: file.read_bytes() for file in (tmp_path / "intake").rglob("*") if file.is_file()} == before
+    assert not model.w.numpy().any()
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(ended()) == -signal.SIGKILL
+    Intake(model, tmp_path / "intake")
+    assert model.w.numpy().any()

@@ -22,6 +22,7 @@ from modulekit.checkpoints import check_writable
 from modulekit.core.places import Parts
 from modulekit.errors import CheckpointError
 from scenarios.aggregation.receipt import Contribution, Key
+from scenarios.base.lock import lock_of_this_process
 
 _log = logging.getLogger("scenarios")
 _RECORD = "intake"  # the key of our own text in the metadata
@@ -29,12 +30,13 @@ _MODEL, _OPTIMIZER = "model", "optimizer"
 
 
 class Archive:
-    """The directory of an intake. One process uses it at a time.
+    """The directory of an intake, which belongs to this process while the archive lives.
 
     Args:
       directory: made if missing; what a killed process has left half-written there is removed.
 
     Raises:
+      CheckpointError: another process uses it.
       OSError: it cannot be made or written.
     """
 
@@ -43,6 +45,7 @@ class Archive:
         self._contributions = self.directory / "contributions"
         self._state = self.directory / "state.safetensors"
         check_writable(self._contributions)
+        self._lock = lock_of_this_process(self.directory, "directory")  # before what might be another one's is removed
         for folder, pattern in (
             (self.directory, f".{self._state.name}.*"),
             (self._contributions, ".*.safetensors"),

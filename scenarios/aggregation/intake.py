@@ -40,7 +40,7 @@ class Intake:
     Args:
       parameters: what is trained: a module that has its variables, modules and variables by name, or variables.
       directory: where contributions and weights are kept, so that a kill loses nothing; None for memory alone. If it holds
-        the weights of an intake, the variables get their values.
+        the weights of an intake, the variables get their values. It belongs to this process while the intake lives.
       aggregate: the rule by which several gradients become one, such as `mean`, or
         `functools.partial(trimmed_mean, share=0.2)`.
       max_staleness: how many versions old the weights may be at which a contribution was computed.
@@ -48,7 +48,7 @@ class Intake:
 
     Raises:
       ValueError: there is nothing to train, or a number is out of range.
-      CheckpointError: the directory holds something else.
+      CheckpointError: the directory holds something else, or another process uses it.
       OSError: the directory cannot be written.
 
     >>> import modulekit as mk
