@@ -38,15 +38,17 @@ def call_elsewhere(
       CallError: the function raised, and the message is where; or its process ended before.
     """
     context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sending, function, args))
-    with receiving, sending:
+    called = pickle.dumps((function, args))
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs,))  # small: to start one that ends before it reads may hang
+    with ours, theirs:
         with added_environment(environment or {}):
             process.start()
-        sending.close()  # here, so that the end of the process is the end of what it sends
+        theirs.close()  # here, so that the end of the process is the end of what it sends
         try:
-            returned, result, message = receiving.recv()
-        except EOFError:
+            ours.send_bytes(called)
+            returned, result, message = ours.recv()
+        except (EOFError, ConnectionError):
             process.join()  # so that it has an exit code
             raise CallError(
                 f"it ended with exit code {process.exitcode}. A script that calls {caller} must do so under "
@@ -62,13 +64,14 @@ def call_elsewhere(
     return result
 
 
-def _answer(sending: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _answer(asking: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits hears it, and ends this one
     try:
+        function, args = pickle.loads(asking.recv_bytes())
         answer = True, function(*args), ""
     except BaseException as error:
         answer = False, _pickled(error), traceback.format_exc()
-    sending.send(answer)
+    asking.send(answer)
 
 
 def _pickled(error: BaseException) -> bytes:

@@ -43,11 +43,11 @@ class KilledProcess:
             self._untried.write_text("another process, since none is to be started")
             return
         try:
-            pickled = pickle.dumps(case)
+            (folder / "case").write_bytes(pickle.dumps(case))  # no argument: see `call_elsewhere`
         except Exception as error:
             self._untried.write_text(f"another process, since the case cannot be pickled: {error}")
             return
-        arguments = (pickled, self.directory, interval, self._untried, self._error)
+        arguments = (folder / "case", self.directory, interval, self._untried, self._error)
         self._process = multiprocessing.get_context("spawn").Process(target=_train, args=arguments, daemon=True)
         with _other_environment():
             self._process.start()
@@ -103,9 +103,9 @@ class _Killing:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _train(pickled: bytes, directory: Path, interval: int, untried: Path, error: Path) -> None:
+def _train(pickled: Path, directory: Path, interval: int, untried: Path, error: Path) -> None:
     try:
-        case = pickle.loads(pickled)
+        case = pickle.loads(pickled.read_bytes())
     except Exception as caught:
         untried.write_text(f"another process, since the case cannot be unpickled there: {caught!r}")
         return
