@@ -53,6 +53,74 @@ def test_the_state_of_a_scenario_is_no_part_of_a_call() -> None:
         case.replace(parts={**case.parts, "counters": mk.Linear(1)}).run()
 
 
+class Choosy(scenarios.Scenario):
+    """Methods that name the parts which they need, and no others; each notes what it got."""
+
+    def __init__(self, steps: int, **settings: Any) -> None:
+        super().__init__(steps, **settings)
+        self.got: dict[str, Any] = {}
+
+    def state(self) -> dict[str, mk.Module]:
+        return {"counters": mk.Linear(1)}
+
+    def update(self, batch: Any, *, weight: Any, optimizer: Any, unit: float = 1.0, counters: Any) -> dict[str, Any]:
+        return {"loss": optimizer.minimize(lambda: weight(batch).sum(), weight)}
+
+    def evaluate(self, batch: Any, *, weight: Any) -> dict[str, Any]:
+        self.got["evaluate"] = weight
+        return {"value": batch[:, 0]}
+
+    def measure(self, eval_data: Any) -> dict[str, Any]:
+        self.got["measure"] = eval_data.size
+        return {}
+
+    def pictures(self, eval_data: Any, *, counters: Any, unit: float = 2.0) -> dict[str, Any]:
+        self.got["pictures"] = counters, unit
+        return {}
+
+    def check(self, data: Any, eval_data: Any, *, optimizer: Any) -> None:
+        self.got["check"] = optimizer
+
+    def prepare(self, batch: Any, form: Any, **parts: Any) -> None:
+        self.got["prepare"] = list(parts)
+
+    @contextmanager
+    def around(self, batch: Any, weight: Any) -> Iterator[None]:
+        self.got["around"] = weight
+        yield
+
+
+def test_methods_get_the_parts_that_they_name_and_all_if_they_take_any(tmp_path: Path) -> None:
+    x, weight, optimizer = np.ones([8, 2], np.float32), mk.Linear(1), mk.optimizers.SGD(0.1)
+    choosy = Choosy(4, batch_size=4, save_dir=tmp_path, **QUIET)
+    result = choosy(weight, optimizer, data=x, eval_data=x)
+    assert choosy.got == {
+        "evaluate": weight,
+        "measure": 8,
+        "pictures": (result.state["counters"], 2.0),
+        "check": optimizer,
+        "prepare": ["weight", "optimizer", "counters"],
+        "around": weight,
+    }
+    other = Choosy(4, batch_size=4, save_dir=tmp_path / "other", **QUIET)
+    other(weight, optimizer, unit=3.0, data=x, eval_data=x)
+    assert other.got["pictures"][1] == 3.0
+
+
+@pytest.mark.parametrize("name", ["evaluate", "measure", "pictures", "check", "prepare", "around"])
+def test_a_method_that_takes_what_is_no_part_is_refused_before_anything_happens(name: str, tmp_path: Path) -> None:
+    def method(self: Any, first: Any, second: Any = None, *, weight: Any, other: Any, more: Any) -> Any: ...
+
+    method.__name__ = name
+    kind = type("Misled", (Choosy,), {name: method})
+    message = f"Misled.{name} takes other, more, and the parts of the call are weight, optimizer, counters"
+    x, weight = np.ones([8, 2], np.float32), mk.Linear(1)
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        kind(4, batch_size=4, save_dir=tmp_path / "run", **QUIET)(weight, mk.optimizers.SGD(0.1), data=x)
+    assert not weight.paths()
+    assert not list(tmp_path.iterdir())
+
+
 class Means(scenarios.Scenario):
     """Returns what it was given: the number of its examples is their sum, and its shape the rank."""
 

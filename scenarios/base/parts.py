@@ -1,5 +1,6 @@
 """The parts of a run: the models, optimizers and losses that a scenario is called with."""
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -50,6 +51,34 @@ def named_parts(
         if parameter.name in parts:
             _check_kind(form, parameter, parts[parameter.name])
     return parts
+
+
+def with_parts(method: Callable[..., Any], scenario: str, before: int, parts: Mapping[str, Any]) -> Callable[..., Any]:
+    """Returns a method of a scenario with the parts that it names; with all, where it takes any.
+
+    Args:
+      method: such as `evaluate(batch, *, model)`.
+      scenario: its name, for messages.
+      before: how many arguments come before the parts.
+      parts: by name.
+
+    Raises:
+      TypeError: it names one that there is not.
+
+    >>> with_parts(lambda batch, *, model: (batch, model), "Fit", 1, {"model": "m", "optimizer": "o"})("b")
+    ('b', 'm')
+    """
+    parameters = list(inspect.signature(method).parameters.values())
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return functools.partial(method, **parts)
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:before]
+    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p not in by_position]
+    missing = [p.name for p in named if p.name not in parts and p.default is p.empty]
+    if missing:
+        raise TypeError(
+            f"{scenario}.{method.__name__} takes {', '.join(missing)}, and the parts of the call are {', '.join(parts)}"
+        )
+    return functools.partial(method, **{p.name: parts[p.name] for p in named if p.name in parts})
 
 
 def _check_kind(form: str, parameter: inspect.Parameter, part: Any) -> None:

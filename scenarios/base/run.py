@@ -31,7 +31,7 @@ from scenarios.base.loop import Loop
 from scenarios.base.manifest import write_manifest
 from scenarios.base.moment import at
 from scenarios.base.nonfinite import NonFiniteError, examine, keep
-from scenarios.base.parts import is_optimizer, ties_by_path, variables_by_path
+from scenarios.base.parts import is_optimizer, ties_by_path, variables_by_path, with_parts
 from scenarios.base.progress import progress_hook
 from scenarios.base.result import Result
 from scenarios.base.saving import Progress, Saver, holds_states, open_store, progress_in
@@ -40,6 +40,14 @@ from scenarios.base.stepping import Stepper
 from scenarios.base.stopping import LeftAtOnce
 
 Function = Callable[..., Any]
+_METHODS = {
+    "evaluate": 1,
+    "measure": 1,
+    "pictures": 1,
+    "check": 2,
+    "prepare": 2,
+    "around": 1,
+}  # arguments before the parts
 
 
 @dataclass
@@ -75,7 +83,10 @@ class Run:
         self.eval_examples = None if self.eval_data is None else Arrays(self.eval_data)
         if isinstance(self.examples, Arrays):
             self.choose(0, 1)  # checks the sizes
-        if self.eval_examples is not None and self.method("evaluate") is None and self.method("measure") is None:
+        methods = {
+            name: self.method(name) for name in _METHODS
+        }  # which are looked at now, and not in the middle of a run
+        if self.eval_examples is not None and methods["evaluate"] is None and methods["measure"] is None:
             raise TypeError(f"{self.name} was given eval_data, and has no method evaluate(batch, **parts)")
 
     def __call__(self) -> Result:
@@ -129,9 +140,9 @@ class Run:
             feed = self._feed(progress)
             closing.callback(feed.close)
             stepper, kept_parts = self.made(feed.batch)
-            if self.method("check") is not None:
-                examples = self.examples if isinstance(self.examples, Arrays) else None
-                self.scenario.check(examples, self.eval_examples, **self.parts)
+            check, prepare = self.method("check"), self.method("prepare")
+            if check is not None:
+                check(self.examples if isinstance(self.examples, Arrays) else None, self.eval_examples)
             variables = variables_by_path(kept_parts)
             if settings.directory is not None and restore:
                 self._check_held(stepper, variables)
@@ -142,8 +153,8 @@ class Run:
                     progress = restored
                     if settings.steps_per_call is None:
                         stepper = self._stepper(feed.batch, progress.in_loop)
-            if self.method("prepare") is not None:
-                progress.form = self.scenario.prepare(feed.batch, progress.form, **self.parts)
+            if prepare is not None:
+                progress.form = prepare(feed.batch, progress.form)
             yield Prepared(feed, stepper, self._evaluator(), saver, variables, progress)
 
     def made(self, batch: Any) -> tuple[Stepper, dict[str, Any]]:
@@ -174,8 +185,9 @@ class Run:
         return identity(self.scenario, self.settings, self.parts, data, eval_data)
 
     def method(self, name: str) -> Function | None:
-        """Returns a method that a scenario may leave out."""
-        return getattr(self.scenario, name, None)
+        """Returns a method that a scenario may leave out, as a function that has its parts; None where it is left out."""
+        method = getattr(self.scenario, name, None)
+        return None if method is None else with_parts(method, self.name, _METHODS[name], self.parts)
 
     def choose(self, step: int, count: int) -> Indices:
         """Returns which examples in memory updates take, `[count, ..., batch]`."""
@@ -206,8 +218,7 @@ class Run:
     @functools.cached_property
     def evaluate(self) -> Function | None:
         """The scenario's evaluation as a function of a batch, None if it has none."""
-        method = self.method("evaluate")
-        return None if method is None else functools.partial(method, **self.parts)
+        return self.method("evaluate")
 
     @functools.cached_property
     def _evaluate_batch(self) -> Function | None:
@@ -234,8 +245,7 @@ class Run:
         s = self.settings
         chosen = min(s.steps_per_call, max(s.steps, 1)) if isinstance(s.steps_per_call, int) else None
         around = self.method("around") if s.ema_decay is None else None  # averages read the weights of each step
-        within = None if around is None else functools.partial(around, **self.parts)
-        return Stepper(self.update, batch, self._slots, s.seed, chosen, in_loop, within, self.devices, self.leading)
+        return Stepper(self.update, batch, self._slots, s.seed, chosen, in_loop, around, self.devices, self.leading)
 
     def _slots(self) -> set[Variable]:
         optimizers = {name: part for name, part in self.parts.items() if is_optimizer(part)}
@@ -255,10 +265,10 @@ class Run:
     def _of_data(self, name: str) -> Function | None:
         """Returns a method that looks at the parts and all evaluation data, as a function without arguments."""
         method = self.method(name)
-        return None if method is None else functools.partial(method, self.eval_examples, **self.parts)
+        return None if method is None else functools.partial(method, self.eval_examples)
 
     def _alarms(self, metrics: Mapping[str, float]) -> list[str]:
-        method = self.method("alarms")
+        method = getattr(self.scenario, "alarms", None)
         return [] if method is None else list(method(metrics))
 
     def _check_held(self, stepper: Stepper, variables: Mapping[str, Variable]) -> None:

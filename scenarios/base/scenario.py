@@ -32,7 +32,7 @@ class Scenario(abc.ABC):
     """Base class of all scenarios.
 
     A subclass defines `update(self, batch, *, part, another_part, ...)`, whose keyword arguments name the parts that a
-    call takes. That is all it must define. It may also define, with the parts as keyword arguments wherever `...` stands:
+    call takes. That is all it must define. It may also define, with those of the parts that it names wherever `...` stands:
 
     - `evaluate(self, batch, *, ...)`: returns a dict of arrays `[batch]`, one value per example; their means are exact for
       any batch size.

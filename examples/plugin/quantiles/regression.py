@@ -31,7 +31,7 @@ class QuantileRegression(scenarios.Scenario):
     def update(self, batch: Any, *, model: Any, optimizer: mk.Optimizer) -> Mapping[str, Any]:
         return {"loss": optimizer.minimize(lambda: self._losses(batch, model).mean(), model)}
 
-    def evaluate(self, batch: Any, *, model: Any, optimizer: mk.Optimizer) -> Mapping[str, Any]:
+    def evaluate(self, batch: Any, *, model: Any) -> Mapping[str, Any]:
         x, y = batch
         return {"loss": self._losses(batch, model), "below": (y < model(x)[:, 0]).astype(jnp.float32)}
 
