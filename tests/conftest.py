@@ -1,11 +1,13 @@
-"""What makes the tests faster, and changes none: programs compiled once, and cycles collected less often.
+"""What holds for all tests: programs are compiled once, cycles are collected less often, and a Ctrl-C is heard.
 
-One compilation of a program serves all the processes of a run: JAX keeps what it compiled in a folder for the run.
+One compilation of a program serves all the processes of a run: JAX keeps what it compiled in a folder for the run. A shell
+lets what it runs in the background ignore Ctrl-C, and whatever that starts.
 """
 
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -14,6 +16,8 @@ _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _made: list[str] = []
 
 gc.set_threshold(50_000, 20, 50)  # tracing makes many objects and few cycles; to look for them took a tenth of the time
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if _FOLDER not in os.environ:  # the workers and the processes that tests start inherit it
     _made.append(tempfile.mkdtemp(prefix="modulekit-tests-"))

@@ -310,7 +310,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "unequal examples": (
         lambda: next(uneven()),
         ValueError,
-        "examples of one batch must have the same containers, shapes and dtypes, but example 0 of the batch is "
+        "what is stacked must have the same containers, shapes and dtypes, but example 0 of it is "
         "example: float64[2] and example 1 is example: int32[3]; map them to one form",
     ),
     "an example of objects": (

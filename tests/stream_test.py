@@ -1,8 +1,10 @@
 """Laws of streams: whatever they read, a saved position goes on with the batches that would have come."""
 
 import collections
+import copy
 import itertools
 import json
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -128,6 +130,35 @@ def test_to_ask_for_the_position_changes_nothing(name: str) -> None:
     for batch in expected:
         assert asked.state() == asked.state()
         assert listed(asked, 1) == [batch]
+
+
+# Those that Python can pickle once batches were read.
+PICKLED = ["a list", "a pipeline", "a pipeline with threads", "a pipeline without end", "arrays on the host"]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize("name", PICKLED)
+def test_a_copy_stands_where_the_stream_does_and_goes_its_own_way(name: str, copied: Any) -> None:
+    stream, straight = mk.data.stream(RESUMABLE[name]()), mk.data.stream(RESUMABLE[name]())
+    expected = listed(straight, 9)
+    for done in range(4):
+        other = copied(stream)
+        assert listed(other, 4) == expected[done : done + 4]
+        assert listed(copied(other), 1) == expected[done + 4 : done + 5]
+        assert listed(stream, 1) == expected[done : done + 1]
+
+
+@pytest.mark.parametrize("make", [lambda: generated, lambda: Iterable([np.zeros([2]), np.ones([2])])])
+def test_a_copy_of_what_tells_no_position_is_one_of_its_beginning_and_none_later(make: Make) -> None:
+    stream = mk.data.stream(make())
+    other = pickle.loads(pickle.dumps(stream))
+    assert listed(other, 3) == listed(mk.data.stream(make()), 3)
+    next(stream)
+    message = "^a stream that has begun cannot be copied or pickled where it stands: .*, which cannot resume exactly"
+    with pytest.raises(TypeError, match=message):
+        copy.deepcopy(stream)
 
 
 @pytest.mark.parametrize("name", ENDING)

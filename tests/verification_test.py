@@ -100,6 +100,28 @@ def test_a_run_with_dropout_averages_and_a_hook_with_memory_is_verified_and_ever
     assert case.state() == {}  # nothing was made
 
 
+class Paired(Regression):
+    """Takes two batches for each update."""
+
+    batches_per_update = 2
+
+    def update(self, batch: Any, *, memory: Memory) -> Mapping[str, Any]:
+        return super().update(jax.tree.map(lambda array: array[0], batch), memory=memory)
+
+
+@pytest.mark.parametrize("kind", [Regression, Paired])
+@pytest.mark.parametrize("source", ["batches", "pipeline"])
+def test_a_run_on_a_stream_is_verified_and_the_stream_stays_where_it_is(kind: Any, source: str) -> None:
+    x, y = (array[:40] for array in examples())
+    batches = [(x[start : start + BATCH], y[start : start + BATCH]) for start in range(0, 40, BATCH)]
+    pipeline = mk.data.pipeline((x, y)).shuffle(seed=1).batch(BATCH)
+    stream = mk.data.stream(batches if source == "batches" else pipeline)
+    next(stream)
+    before = stream.state()
+    assert regression(kind).verify_resume(Memory(), data=stream).steps == STEPS
+    assert stream.state() == before
+
+
 @pytest.mark.parametrize(
     ("kind", "hooks", "message"),
     [
@@ -120,7 +142,7 @@ def test_what_cannot_be_pickled_is_refused_before_anything_runs() -> None:
     told: list[events.Event] = []
     message = (
         r"^Regression cannot be verified in another process, since something that it was called with cannot be pickled "
-        r"\(.*\): define classes and functions at the top of a module, and give data as arrays$"
+        r"\(.*\): define classes and functions at the top of a module, and give data that can be, as arrays can$"
     )
     with pytest.raises(ValueError, match=message):
         regression().verify_resume(Memory(), data=examples(), hooks=[lambda event: told.append(event)])

@@ -180,9 +180,48 @@ class Bare(Source):
         return f"{self._name}, which cannot resume exactly: it tells no position, and {again}"
 
 
-def from_sequence(sequence: Any) -> Callable[[int, int], Iterator[Any]]:
-    """Returns what begins at any element of a sequence."""
-    return lambda epoch, start: (sequence[index] for index in range(start, len(sequence)))
+class Elements:
+    """What begins at any element of a sequence."""
+
+    def __init__(self, sequence: Any) -> None:
+        self._sequence = sequence
+
+    def __call__(self, epoch: int, start: int) -> Iterator[Any]:
+        """Begins at an element."""
+        return (self._sequence[index] for index in range(start, len(self._sequence)))
+
+
+class Beginnings:
+    """What begins an iterable, or what a function returns, anew for each epoch."""
+
+    def __init__(self, source: Any, is_called: bool) -> None:
+        self._source, self._is_called = source, is_called
+        self._first = [self._begin()]  # tells the protocol, and serves the first epoch: beginning may start processes
+
+    def __call__(self) -> Iterator[Any]:
+        """Begins an epoch."""
+        return self._first.pop() if self._first else self._begin()
+
+    def has_state(self) -> bool:
+        """Returns whether its iterators tell their positions."""
+        return all(map(_has_state, self._first))
+
+    def _begin(self) -> Iterator[Any]:
+        return iter(_called(self._source) if self._is_called else self._source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_first": []}
+
+
+class Itself:
+    """What hands out an iterator, which cannot begin anew."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+
+    def __call__(self) -> Iterator[Any]:
+        """Returns it."""
+        return self._iterator
 
 
 def source_of(source: Any) -> Source:
@@ -192,27 +231,25 @@ def source_of(source: Any) -> Source:
         return StatefulLoader(source, name)
     if hasattr(source, "__next__"):
         kind = StatefulIterators if _has_state(source) else Bare
-        return kind(lambda: source, False, f"an iterator ({name})")
+        return kind(Itself(source), False, f"an iterator ({name})")
     if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__") and callable(source):
-        return _iterable(lambda: iter(_called(source)), f"a function ({getattr(source, '__name__', name)})")
+        return _iterable(Beginnings(source, is_called=True), f"a function ({getattr(source, '__name__', name)})")
     has_index = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if isinstance(source, list) or (has_index and not hasattr(source, "__iter__")):
-        return RandomAccess(from_sequence(source), f"a sequence ({name})")
+        return RandomAccess(Elements(source), f"a sequence ({name})")
     if not isinstance(source, Iterable):
         raise TypeError(
             f"expected a source of batches: an iterable, an iterator, or a function that returns one; got {name}: "
             f"{source!r:.200}; for arrays in memory, IndexedBatches(Arrays(data), batch_size, seed)"
         )
-    found = _iterable(lambda: iter(source), name)
+    found = _iterable(Beginnings(source, is_called=False), name)
     if not found.resumable and has_index:
-        return RandomAccess(from_sequence(source), f"a sequence ({name})")
+        return RandomAccess(Elements(source), f"a sequence ({name})")
     return found
 
 
-def _iterable(begin: Callable[[], Iterator[Any]], name: str) -> Source:
-    first = [begin()]  # tells the protocol, and serves the first epoch: beginning may start worker processes
-    kind = StatefulIterators if _has_state(first[0]) else Bare
-    return kind(lambda: first.pop() if first else begin(), True, name)
+def _iterable(begin: Beginnings, name: str) -> Source:
+    return (StatefulIterators if begin.has_state() else Bare)(begin, True, name)
 
 
 def _called(source: Callable[[], Any]) -> Iterable[Any]:

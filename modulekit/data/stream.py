@@ -156,6 +156,17 @@ class EpochStream(Stream):
         """Says what the source is."""
         return self._source.describe()
 
+    def __getstate__(self) -> dict[str, Any]:
+        begun = self._batch > 0 or self._epoch > 0
+        if begun and not self.resumable:
+            raise TypeError(f"a stream that has begun cannot be copied or pickled where it stands: {self.describe()}")
+        return {"source": self._source, "state": self.state() if begun else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["source"])
+        if state["state"] is not None:
+            self.restore(state["state"])
+
     def _opened(self) -> Iterator[Any]:
         if self._iterator is None:
             self._iterator = self._source.open(self._epoch)

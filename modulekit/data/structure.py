@@ -51,7 +51,7 @@ def stack(structures: Sequence[Any], root: str) -> Any:
     for index, structure in enumerate(structures):
         if signature(structure) != first:
             raise ValueError(
-                f"{root}s of one batch must have the same containers, shapes and dtypes, but {root} 0 of the batch is "
+                f"what is stacked must have the same containers, shapes and dtypes, but {root} 0 of it is "
                 f"{outline(structures[0], root)} and {root} {index} is {outline(structure, root)}; map them to one form"
             )
     columns = [dict(leaves_of(structure, root)) for structure in structures]

@@ -93,7 +93,7 @@ def _pickled(run: Run) -> bytes:
     except Exception as error:
         raise ValueError(
             f"{run.name} cannot be verified in another process, since something that it was called with cannot be pickled "
-            f"({error}): define classes and functions at the top of a module, and give data as arrays"
+            f"({error}): define classes and functions at the top of a module, and give data that can be, as arrays can"
         ) from error
 
 
