@@ -42,7 +42,7 @@ def softmax_cross_entropy(
             f"softmax_cross_entropy expects logits of shape [batch, ..., classes], got {summarize(logits)}"
         )
     if jnp.issubdtype(labels.dtype, jnp.floating):
-        _check_same_shape("softmax_cross_entropy", logits, labels)
+        _check_same_shape("softmax_cross_entropy", logits, labels, "; the numbers of classes are integers")
         return _per_example(optax.safe_softmax_cross_entropy(logits, labels))
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
@@ -138,12 +138,12 @@ def check_labels(labels: Integer[Array, "..."], classes: int) -> None:
         )
 
 
-def _check_same_shape(name: str, first: Array, second: Array) -> None:
+def _check_same_shape(name: str, first: Array, second: Array, hint: str = "") -> None:
     if first.ndim == 0:
         raise ValueError(f"{name} expects predictions of shape [batch, ...], got {summarize(first)}: add a batch axis")
     if first.shape != second.shape:
         raise ValueError(
-            f"{name} expects predictions and targets of one shape, got {summarize(first)} and {summarize(second)}"
+            f"{name} expects predictions and targets of one shape, got {summarize(first)} and {summarize(second)}{hint}"
         )
 
 

@@ -169,6 +169,12 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "gradients are taken with respect to a sequence of variables: give [Variable('w', float32[])]",
     ),
+    "a function": (
+        lambda: mk.optimizers.SGD(0.1).minimize(lambda: 1.0, len),
+        TypeError,
+        "gradients are taken with respect to variables or a module, not len "
+        "(a builtin_function_or_method): pass model.trainable_variables, or the model itself",
+    ),
     "tangents": (lambda: mk.jvp(jnp.sin, (1.0,), ()), ValueError, "mk.jvp got 1 primals and 0 tangents"),
     "variable tangents": (
         lambda: mk.jvp(jnp.sin, (1.0,), (1.0,), [mk.Variable(1.0)]),

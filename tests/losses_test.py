@@ -180,11 +180,13 @@ SHAPE_ERRORS = [
     ),
     (
         lambda: losses.softmax_cross_entropy(jnp.zeros([3, 4]), jnp.zeros([3, 1])),
-        "softmax_cross_entropy expects predictions and targets of one shape, got float32[3,4] and float32[3,1]",
+        "softmax_cross_entropy expects predictions and targets of one shape, got float32[3,4] and float32[3,1]; "
+        "the numbers of classes are integers",
     ),
     (
         lambda: losses.softmax_cross_entropy(jnp.zeros([3, 4]), jnp.zeros([3])),
-        "softmax_cross_entropy expects predictions and targets of one shape, got float32[3,4] and float32[3]",
+        "softmax_cross_entropy expects predictions and targets of one shape, got float32[3,4] and float32[3]; "
+        "the numbers of classes are integers",
     ),
     (
         lambda: losses.sigmoid_cross_entropy(jnp.zeros([3, 1]), jnp.zeros([3])),

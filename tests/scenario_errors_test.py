@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scenario_catalogue import ROW, Case, Tally, assert_bitwise, exactly, linear_data
 
@@ -92,6 +93,13 @@ def test_a_part_of_the_wrong_kind_is_named(parts: dict[str, Any], message: str) 
     right = {"model": mk.Linear(1), "optimizer": mk.optimizers.SGD(0.1), "loss": mk.losses.squared_error}
     with pytest.raises(TypeError, match=exactly(message)):
         scenarios.Supervised(10, batch_size=4)(data=linear_data(8, 0), **{**right, **parts})
+
+
+def test_a_transformation_of_optax_in_the_place_of_the_optimizer_is_told_where_to_go() -> None:
+    parts = (mk.Linear(1), optax.sgd(0.1), mk.losses.squared_error)
+    message = r"must be an Optimizer, not Gradient.*: optax's transformations go into mk\.optimizers\.Optax\(\.\.\.\)$"
+    with pytest.raises(TypeError, match=message):
+        scenarios.Supervised(10, batch_size=4)(*parts, data=linear_data(8, 0))
 
 
 def test_a_model_in_the_place_of_the_optimizer_is_named() -> None:

@@ -1,6 +1,6 @@
 """What is differentiated: a function made pure in the variables and arguments that a derivative is taken with respect to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -176,7 +176,8 @@ def _check_targets(variables: Any) -> None:
         return
     if isinstance(variables, Variable):
         raise TypeError(f"gradients are taken with respect to a sequence of variables: give [{variables!r}]")
-    wrong = [v for v in variables if not isinstance(v, Variable | Module)]
+    listed = variables if isinstance(variables, Iterable) else [variables]
+    wrong = [v for v in listed if not isinstance(v, Variable | Module)]
     if wrong:
         raise TypeError(
             f"gradients are taken with respect to variables or a module, not {summarize(wrong[0])} "

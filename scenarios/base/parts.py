@@ -89,7 +89,9 @@ def _check_kind(form: str, parameter: inspect.Parameter, part: Any) -> None:
             f"{form}: {name} is the class {part.__name__}; give an object of it, as in {part.__name__}(...)"
         )
     if isinstance(kind, type) and issubclass(kind, Module) and not isinstance(part, kind):
-        raise TypeError(f"{form}: {name} must be {_article(kind.__name__)}, not {part!r:.100}")
+        is_optax = issubclass(Optimizer, kind) and hasattr(part, "init") and hasattr(part, "update")
+        hint = ": optax's transformations go into mk.optimizers.Optax(...)" if is_optax else ""
+        raise TypeError(f"{form}: {name} must be {_article(kind.__name__)}, not {part!r:.100}{hint}")
 
 
 def _article(noun: str) -> str:
