@@ -147,6 +147,23 @@ def test_data_that_does_not_fit_is_described(data: Any, message: str) -> None:
         REGRESSION.fresh().replace(data=data).run()
 
 
+class Walk(scenarios.Scenario):
+    """Needs no examples."""
+
+    def update(self, batch: Any, *, place: mk.Linear) -> Any:
+        place.b.assign_add(jax.random.normal(mk.next_key(), place.b.shape))
+        return {"loss": place.b.value.sum()}
+
+
+def test_an_update_that_needs_no_examples_is_told_what_to_give_and_runs_with_it() -> None:
+    place = mk.Linear(1)
+    mk.build(place, [1, 1])
+    message = "data is None: where updates need no examples, give data=np.zeros([1]) and batch_size=1"
+    with pytest.raises(TypeError, match=exactly(message)):
+        Walk(10, progress=False)(place, data=None)
+    assert Walk(10, batch_size=1, progress=False)(place, data=np.zeros([1])).step == 10
+
+
 @pytest.mark.parametrize(
     ("label", "index", "which"), [(3, 17, "data"), (-1, 0, "data"), (9, 43, "eval_data"), (2**31 - 1, 5, "eval_data")]
 )

@@ -79,6 +79,8 @@ class Run:
     def __post_init__(self) -> None:
         self.name = type(self.scenario).__name__
         self.devices = Devices(self.settings.mesh, self.settings.placement, self.scenario.has_members)
+        if self.data is None:
+            raise TypeError("data is None: where updates need no examples, give data=np.zeros([1]) and batch_size=1")
         self.examples: Arrays | Stream = self._stream() if _is_stream(self.data) else Arrays(self.data)
         self.eval_examples = None if self.eval_data is None else Arrays(self.eval_data)
         if isinstance(self.examples, Arrays):

@@ -116,7 +116,8 @@ class Scenario(abc.ABC):
         Args:
           *args: the parts, in the order of `update`'s keyword arguments.
           data: an array, or a tuple, list or dict of arrays that share their first axis; or batches one after the other:
-            what `mk.data.stream` takes, but for lists and tuples.
+            what `mk.data.stream` takes, but for lists and tuples. Where updates need no examples: `np.zeros([1])`, with
+            `batch_size=1`.
           eval_data: arrays likewise; evaluated at the end, and every `eval_interval` updates.
           hooks: functions that hear the events of the run (`scenarios.base.events`); one that returns a
             `scenarios.Stop` ends it.
