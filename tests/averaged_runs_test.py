@@ -34,12 +34,12 @@ def test_the_averages_are_the_recursion_and_the_weights_those_of_a_run_without(s
 
 
 def test_every_evaluation_reports_the_weights_and_their_averages(tmp_path: Path) -> None:
-    same: dict[str, Any] = {"steps": STEPS, "eval_interval": 10, "steps_per_call": 5}  # a form chosen by time may round
+    same: dict[str, Any] = {"steps": STEPS, "eval_interval": 10, "steps_per_call": 5}
     result, _ = start(**same, ema_decay=DECAY, save_dir=tmp_path)
     plain, _ = start(**same)
     assert set(result.metrics) == {"loss", "ema_loss"}
-    assert result.metrics["loss"] == plain.metrics["loss"]
-    assert result.column("eval_loss") == plain.column("eval_loss")
+    assert result.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-7)  # XLA rounds by what it fuses
+    np.testing.assert_allclose(result.column("eval_loss"), plain.column("eval_loss"), rtol=1e-7)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=[2, 45, 5]).astype(np.float32)[1], rng.normal(size=[2, 45]).astype(np.float32)[1]
     steps, losses = result.column("eval_ema_loss")
