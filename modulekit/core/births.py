@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # type: ignore[attr-defined]
 
 from modulekit.core import overlay, trial
 

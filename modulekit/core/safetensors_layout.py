@@ -10,7 +10,7 @@ import numpy as np
 RESERVED = "__metadata__"  # the one name that no tensor can have
 RECORD = "modulekit"  # the key of our own text in the metadata: a JSON object
 DTYPES = {
-    name: np.dtype(dtype)
+    name: np.dtype(dtype)  # type: ignore[call-overload]
     for name, dtype in {
         "BOOL": jnp.bool_,
         "I8": jnp.int8,

@@ -116,4 +116,4 @@ def _log_odds(logits: Column, c: int) -> Column:
     if not others.shape[1]:
         return logits[:, c]
     with np.errstate(invalid="ignore"):  # what is no number stays none
-        return logits[:, c] - np.logaddexp.reduce(others, axis=1)
+        return logits[:, c] - np.logaddexp.reduce(others, axis=1)  # type: ignore[call-overload]

@@ -193,7 +193,7 @@ class Intake:
         arrays = {str(path): _array(path, gradient) for path, gradient in gradients.items()}
         fitting = matched("the intake", self._trained, arrays, "gradient")
         copies = {paths[0]: np.array(fitting[v], order="C") for v, paths in self._trained.items()}
-        largest = max((float(abs(copy).max(initial=0)) for copy in copies.values()), default=0.0)
+        largest = max((float(np.max(abs(copy), initial=0)) for copy in copies.values()), default=0.0)
         if not np.isfinite(largest * weight * self.capacity):
             raise ValueError(f"gradients up to {largest:g} times weight={weight:g} are too large to be added up")
         return copies
