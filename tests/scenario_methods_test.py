@@ -111,7 +111,6 @@ def test_methods_get_the_parts_that_they_name_and_all_if_they_take_any(tmp_path:
 def test_a_method_that_takes_what_is_no_part_is_refused_before_anything_happens(name: str, tmp_path: Path) -> None:
     def method(self: Any, first: Any, second: Any = None, *, weight: Any, other: Any, more: Any) -> Any: ...
 
-    method.__name__ = name
     kind = type("Misled", (Choosy,), {name: method})
     message = f"Misled.{name} takes other, more, and the parts of the call are weight, optimizer, counters"
     x, weight = np.ones([8, 2], np.float32), mk.Linear(1)

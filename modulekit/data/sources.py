@@ -203,8 +203,8 @@ class Beginnings:
         return self._first.pop() if self._first else self._begin()
 
     def has_state(self) -> bool:
-        """Returns whether its iterators tell their positions."""
-        return all(map(_has_state, self._first))
+        """Returns whether its iterators tell their positions; asked before the first epoch begins."""
+        return _has_state(self._first[0])
 
     def _begin(self) -> Iterator[Any]:
         return iter(_called(self._source) if self._is_called else self._source)

@@ -53,19 +53,19 @@ def named_parts(
     return parts
 
 
-def with_parts(method: Callable[..., Any], scenario: str, before: int, parts: Mapping[str, Any]) -> Callable[..., Any]:
+def with_parts(method: Callable[..., Any], name: str, before: int, parts: Mapping[str, Any]) -> Callable[..., Any]:
     """Returns a method of a scenario with the parts that it names; with all, where it takes any.
 
     Args:
       method: such as `evaluate(batch, *, model)`.
-      scenario: its name, for messages.
+      name: of the scenario and the method, for messages.
       before: how many arguments come before the parts.
       parts: by name.
 
     Raises:
       TypeError: it names one that there is not.
 
-    >>> with_parts(lambda batch, *, model: (batch, model), "Fit", 1, {"model": "m", "optimizer": "o"})("b")
+    >>> with_parts(lambda batch, *, model: (batch, model), "Fit.evaluate", 1, {"model": "m", "optimizer": "o"})("b")
     ('b', 'm')
     """
     parameters = list(inspect.signature(method).parameters.values())
@@ -75,9 +75,7 @@ def with_parts(method: Callable[..., Any], scenario: str, before: int, parts: Ma
     named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p not in by_position]
     missing = [p.name for p in named if p.name not in parts and p.default is p.empty]
     if missing:
-        raise TypeError(
-            f"{scenario}.{method.__name__} takes {', '.join(missing)}, and the parts of the call are {', '.join(parts)}"
-        )
+        raise TypeError(f"{name} takes {', '.join(missing)}, and the parts of the call are {', '.join(parts)}")
     return functools.partial(method, **{p.name: parts[p.name] for p in named if p.name in parts})
 
 

@@ -189,7 +189,7 @@ class Run:
     def method(self, name: str) -> Function | None:
         """Returns a method that a scenario may leave out, as a function that has its parts; None where it is left out."""
         method = getattr(self.scenario, name, None)
-        return None if method is None else with_parts(method, self.name, _METHODS[name], self.parts)
+        return None if method is None else with_parts(method, f"{self.name}.{name}", _METHODS[name], self.parts)
 
     def choose(self, step: int, count: int) -> Indices:
         """Returns which examples in memory updates take, `[count, ..., batch]`."""
